@@ -1,0 +1,1 @@
+"""The autoregressive engine: token ids in, token ids out. Knows no text, no tokenizer and no wire format."""

@@ -1,0 +1,1 @@
+"""The text generation service: text in, text out, on top of `aimass_decoding`."""

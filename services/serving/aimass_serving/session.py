@@ -1,0 +1,250 @@
+"""The only place that knows ONNX Runtime: devices, threads, buffers and IO binding.
+
+Must not know tasks, tokens or requests. Everything above talks to the `Session` protocol, whose fake is
+`aimass_serving.testing.FakeSession`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import DTypeLike, NDArray
+
+from aimass_serving.cpu import usable_cores
+from aimass_serving.errors import DeviceUnavailable
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+_NUMPY_OF_ONNX: Mapping[str, DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+class Device(StrEnum):
+    """Where a graph is asked to run. `AUTO` is CUDA when the runtime has it, else the CPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How to open a graph."""
+
+    device: Device = Device.AUTO
+    """Where to run. `cuda` without CUDA fails the start; it never falls back to the CPU."""
+    device_id: int = 0
+    """Which CUDA device."""
+    num_threads: int = 0
+    """Threads inside one operator; 0 takes the cores the cgroup allows."""
+    allow_spinning: bool = True
+    """Let idle threads spin: faster when the machine is quiet, slower when it is busy."""
+    gpu_mem_limit_bytes: int = 0
+    """Upper bound of the CUDA arena; 0 leaves it to the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Signature of one input or output of a graph."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferView:
+    """A contiguous piece of a `DeviceBuffer`: what IO binding needs, and no more."""
+
+    ptr: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBuffer:
+    """A tensor allocated once in the memory of a session's device, first axis = rows.
+
+    Its memory lives as long as this object. A view is a pointer offset: valid on the CPU and on CUDA alike.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    value: Any = field(repr=False)
+
+    def rows(self, start: int, count: int) -> BufferView:
+        """Return rows `start` to `start + count` as a view of shape `[count, *shape[1:]]`."""
+        if not 0 <= start <= start + count <= self.shape[0]:
+            raise IndexError(f"rows {start}..{start + count} of a buffer with {self.shape[0]} rows")
+        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return BufferView(self.value.data_ptr() + start * row_bytes, (count, *self.shape[1:]), self.dtype)
+
+
+class Binding(Protocol):
+    """Inputs and outputs of one run, bound to memory that stays where it is."""
+
+    def bind_input(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        """Bind an input to device memory, or to a C-contiguous host array that is read at each run."""
+
+    def bind_output(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        """Bind an output to memory that each run overwrites; it may be the memory of an input."""
+
+    def run(self) -> None:
+        """Run the graph. Host arrays bound as outputs hold the result when this returns."""
+
+
+class Session(Protocol):
+    """A graph, ready to run."""
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        """Signatures of the inputs, in the graph's order."""
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        """Signatures of the outputs, in the graph's order."""
+
+    @property
+    def execution_provider(self) -> str:
+        """Name of the ONNX Runtime execution provider that runs the graph."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once from host arrays to host arrays."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
+        """Allocate a buffer of undefined content in the memory of the session's device."""
+
+    def bind(self) -> Binding:
+        """Start a binding for runs on memory that stays in place."""
+
+
+def open_session(graph: Path, config: SessionConfig) -> Session:
+    """Open an ONNX graph on the configured device.
+
+    Raises `DeviceUnavailable` when CUDA was asked for and is not what the runtime chose: the runtime itself
+    only logs that and falls back to the CPU.
+    """
+    providers = _providers(config)
+    session = ort.InferenceSession(str(graph), _options(config), providers=providers)
+    chosen = session.get_providers()
+    if config.device is Device.CUDA and chosen[0] != CUDA_PROVIDER:
+        raise DeviceUnavailable(config.device.value, available=chosen)
+    return OrtSession(session, config.device_id)
+
+
+def _providers(config: SessionConfig) -> list[str | tuple[str, dict[str, Any]]]:
+    available = ort.get_available_providers()
+    if config.device is Device.CPU or (config.device is Device.AUTO and CUDA_PROVIDER not in available):
+        return [CPU_PROVIDER]
+    if CUDA_PROVIDER not in available:
+        raise DeviceUnavailable(config.device.value, available=available)
+    options: dict[str, Any] = {
+        "device_id": config.device_id,
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    if config.gpu_mem_limit_bytes:
+        options["gpu_mem_limit"] = config.gpu_mem_limit_bytes
+    return [(CUDA_PROVIDER, options), CPU_PROVIDER]
+
+
+def _options(config: SessionConfig) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.num_threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = (
+        False  # shapes vary from run to run: a pattern per shape only grows the arena
+    )
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(config.allow_spinning)))
+    options.log_severity_level = 3
+    return options
+
+
+class OrtSession:
+    """A graph opened with ONNX Runtime."""
+
+    def __init__(self, session: ort.InferenceSession, device_id: int) -> None:
+        self._session = session
+        self._execution_provider: str = session.get_providers()[0]
+        self._device_type = "cuda" if self._execution_provider == CUDA_PROVIDER else "cpu"
+        self._device_id = device_id if self._device_type == "cuda" else 0
+        self._inputs = tuple(_tensor_info(i) for i in session.get_inputs())
+        self._outputs = tuple(_tensor_info(o) for o in session.get_outputs())
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        return self._outputs
+
+    @property
+    def execution_provider(self) -> str:
+        return self._execution_provider
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        names = [o.name for o in self._outputs]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
+        element = np.dtype(dtype)
+        value = ort.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), element.type, self._device_type, self._device_id
+        )
+        return DeviceBuffer(shape, element, value)
+
+    def bind(self) -> Binding:
+        return OrtBinding(self._session, self._device_type, self._device_id)
+
+
+class OrtBinding:
+    """IO binding of an `OrtSession`. Holds on to the host arrays it was given, so that they outlive each run."""
+
+    def __init__(self, session: ort.InferenceSession, device_type: str, device_id: int) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._device_type = device_type
+        self._device_id = device_id
+        self._host_inputs: dict[str, NDArray[Any]] = {}
+        self._host_outputs: dict[str, NDArray[Any]] = {}
+
+    def bind_input(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        if isinstance(value, BufferView):
+            self._binding.bind_input(
+                name, self._device_type, self._device_id, value.dtype.type, value.shape, value.ptr
+            )
+            return
+        self._host_inputs[name] = value
+        self._binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+
+    def bind_output(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        if isinstance(value, BufferView):
+            self._binding.bind_output(
+                name, self._device_type, self._device_id, value.dtype.type, value.shape, value.ptr
+            )
+            return
+        self._host_outputs[name] = value
+        self._binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+def _tensor_info(arg: Any) -> TensorInfo:
+    return TensorInfo(arg.name, np.dtype(_NUMPY_OF_ONNX[arg.type]), tuple(arg.shape))
