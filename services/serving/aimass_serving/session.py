@@ -214,7 +214,7 @@ class OrtSession:
 
 
 class OrtBinding:
-    """IO binding of an `OrtSession`. Holds on to the host arrays it was given, so that they outlive each run."""
+    """IO binding of an `OrtSession`. Keeps the host arrays it was given alive across runs."""
 
     def __init__(self, session: ort.InferenceSession, device_type: str, device_id: int) -> None:
         self._session = session
