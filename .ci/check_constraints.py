@@ -1,7 +1,7 @@
-"""Fail unless constraints.txt pins exactly what the distributions and the workshop require, and nothing else.
+"""Fail unless constraints.txt pins exactly what the distributions and the workshop require, nothing else.
 
 Walks the requirement graph of every pyproject.toml and of requirements-dev.txt through the metadata of what
-is installed beside this interpreter. Knows no index: it says what is missing or left over, not what is newest.
+is installed beside this interpreter. Knows no index: it says what is missing or left over, not what is new.
 """
 
 from __future__ import annotations
