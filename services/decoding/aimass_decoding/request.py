@@ -131,7 +131,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class SequenceTimings:
-    """When each phase began, in nanoseconds of the engine's wall clock (`time.time_ns`); 0 if it never did."""
+    """When each phase began, in nanoseconds of the wall clock (`time.time_ns`); 0 if it never did."""
 
     submitted_ns: int
     prefill_ns: int = 0

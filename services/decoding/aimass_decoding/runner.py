@@ -1,0 +1,211 @@
+"""Turns token ids into logits, over a key-value cache that stays in place: row r of every buffer is slot r.
+
+Knows the decoder graph's inputs and outputs, and nothing of requests, sampling or time. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from aimass.model.v1.manifest_pb2 import DecoderSpec
+from aimass_serving.session import CPU_PROVIDER, Binding, DeviceBuffer, Session
+from numpy.typing import DTypeLike, NDArray
+
+_NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderGeometry:
+    """The sizes of a decoder that decide its key-value cache and its logits."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    """Longest sequence the model knows positions for, in tokens."""
+    kv_dtype: str = "float"
+    """Element type of the cache in ONNX words: `float` or `float16`."""
+
+    @property
+    def kv_numpy_dtype(self) -> np.dtype[Any]:
+        """Element type of the cache as numpy knows it."""
+        return np.dtype(_NUMPY_OF_KV_DTYPE[self.kv_dtype])
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of cache that one token takes, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_numpy_dtype.itemsize
+
+
+def geometry_of(spec: DecoderSpec) -> DecoderGeometry:
+    """Return the geometry a bundle's manifest states."""
+    return DecoderGeometry(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        kv_dtype=spec.kv_dtype,
+    )
+
+
+class Runner(Protocol):
+    """What the engine needs of a model: prompts in chunks, then one token of every slot at a time."""
+
+    def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        """Append a chunk of one sequence to its slot, which holds `start` tokens; return logits [vocab].
+
+        The result is overwritten by the next `prefill`.
+        """
+
+    def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token to each of the first `rows` slots; return logits [rows, vocab].
+
+        Row r is slot r and holds `lengths[r]` tokens before this one. The result is overwritten by the next
+        `decode`.
+        """
+
+    @property
+    def can_copy_slots(self) -> bool:
+        """Whether `copy_slot` works on this device."""
+
+    def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
+        """Copy the first `num_tokens` of a slot's cache over those of another."""
+
+
+class DecoderRunner:
+    """Runs a decoder graph on slots.
+
+    Owns the key-value buffers `[max_slots, kv_heads, max_len, head_dim]` and every array that is bound to
+    the graph, so that a decode step only writes a few small arrays and runs. Past and present are the same
+    memory.
+    """
+
+    def __init__(self, session: Session, geometry: DecoderGeometry, *, max_slots: int, max_len: int) -> None:
+        self._session = session
+        self._geometry = geometry
+        self._max_len = max_len
+        self._max_slots = max_slots
+        self._kv = _allocate_kv(session, geometry, max_slots=max_slots, max_len=max_len)
+        self._decode_io = _StepArrays.of(max_slots, 1, geometry.vocab_size)
+        self._prefill_io = _StepArrays.of(1, max_len, geometry.vocab_size)
+        self._decode_bindings: dict[int, Binding] = {}
+        self._prefill_bindings: dict[int, Binding] = {}
+
+    @property
+    def can_copy_slots(self) -> bool:
+        return self._session.execution_provider == CPU_PROVIDER
+
+    def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        """Append a chunk [n] of one sequence to its slot, which holds `start` tokens; return logits [vocab].
+
+        Raises `ValueError` when the chunk is empty or does not fit into the slot. The result is a view that
+        the next `prefill` overwrites.
+        """
+        count = len(token_ids)
+        if not 0 < count <= self._max_len - start:
+            raise ValueError(f"{count} tokens after {start} do not fit a slot of {self._max_len}")
+        io = self._prefill_io
+        io.input_ids[0, :count] = token_ids
+        io.position_ids[0, :count] = np.arange(start, start + count)
+        io.seqlens_k[0] = start + count - 1
+        io.total_len[0] = start + count
+        io.last_idx[0, 0] = count - 1
+        binding = self._prefill_binding(slot)
+        binding.bind_input("input_ids", io.input_ids[:, :count])
+        binding.bind_input("position_ids", io.position_ids[:, :count])
+        binding.run()
+        logits: NDArray[np.float32] = io.logits[0]
+        return logits
+
+    def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append one token [rows] to each of the first slots, which hold `lengths` [rows]; give [rows, vocab].
+
+        Raises `ValueError` when a slot is full. The result is a view that the next `decode` overwrites.
+        """
+        rows = len(token_ids)
+        longest = int(lengths.max())
+        if longest >= self._max_len:
+            raise ValueError(f"a slot of {self._max_len} tokens is full")
+        io = self._decode_io
+        io.input_ids[:rows, 0] = token_ids
+        io.position_ids[:rows, 0] = lengths
+        io.seqlens_k[:rows] = lengths
+        io.total_len[0] = longest + 1
+        self._decode_binding(rows).run()
+        return io.logits[:rows]
+
+    def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
+        """Copy the first `num_tokens` of a slot's cache over those of another. CPU only."""
+        for buffer in self._kv.values():
+            rows = _host_view(buffer)  # [max_slots, kv_heads, max_len, head_dim]
+            rows[target, :, :num_tokens] = rows[source, :, :num_tokens]
+
+    def _decode_binding(self, rows: int) -> Binding:
+        binding = self._decode_bindings.get(rows)
+        if binding is None:
+            binding = self._decode_bindings[rows] = self._bind(self._decode_io, first=0, rows=rows)
+            binding.bind_input("input_ids", self._decode_io.input_ids[:rows])
+            binding.bind_input("position_ids", self._decode_io.position_ids[:rows])
+        return binding
+
+    def _prefill_binding(self, slot: int) -> Binding:
+        binding = self._prefill_bindings.get(slot)
+        if binding is None:
+            binding = self._prefill_bindings[slot] = self._bind(self._prefill_io, first=slot, rows=1)
+        return binding
+
+    def _bind(self, io: _StepArrays, *, first: int, rows: int) -> Binding:
+        """Bind everything whose address and shape never change again for these rows."""
+        binding = self._session.bind()
+        binding.bind_input("seqlens_k", io.seqlens_k[:rows])
+        binding.bind_input("total_len", io.total_len)
+        binding.bind_input("last_idx", io.last_idx[:rows])
+        binding.bind_output("logits", io.logits[:rows])
+        for name, buffer in self._kv.items():
+            view = buffer.rows(first, rows)
+            binding.bind_input(f"past.{name}", view)
+            binding.bind_output(f"present.{name}", view)
+        return binding
+
+
+@dataclass(frozen=True, slots=True)
+class _StepArrays:
+    """Host arrays that are bound once and written before each run."""
+
+    input_ids: NDArray[np.int64]  # [rows, seq]
+    position_ids: NDArray[np.int64]  # [rows, seq]
+    seqlens_k: NDArray[np.int32]  # [rows]
+    total_len: NDArray[np.int32]  # [1]
+    last_idx: NDArray[np.int64]  # [rows, 1]
+    logits: NDArray[np.float32]  # [rows, vocab]
+
+    @classmethod
+    def of(cls, rows: int, seq: int, vocab_size: int) -> _StepArrays:
+        return cls(
+            input_ids=np.zeros((rows, seq), np.int64),
+            position_ids=np.zeros((rows, seq), np.int64),
+            seqlens_k=np.zeros(rows, np.int32),
+            total_len=np.zeros(1, np.int32),
+            last_idx=np.zeros((rows, 1), np.int64),
+            logits=np.zeros((rows, vocab_size), np.float32),
+        )
+
+
+def _allocate_kv(
+    session: Session, geometry: DecoderGeometry, *, max_slots: int, max_len: int
+) -> dict[str, DeviceBuffer]:
+    shape = (max_slots, geometry.num_kv_heads, max_len, geometry.head_dim)
+    names = [f"{layer}.{part}" for layer in range(geometry.num_layers) for part in ("key", "value")]
+    return {name: session.allocate(shape, geometry.kv_numpy_dtype) for name in names}
+
+
+def _host_view(buffer: DeviceBuffer) -> NDArray[Any]:
+    """Return a buffer in host memory as an array, without a copy. The buffer must outlive the array."""
+    num_bytes = int(np.prod(buffer.shape)) * buffer.dtype.itemsize
+    raw = (ctypes.c_uint8 * num_bytes).from_address(buffer.rows(0, buffer.shape[0]).ptr)
+    return np.ctypeslib.as_array(raw).view(buffer.dtype).reshape(buffer.shape)
