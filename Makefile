@@ -41,7 +41,7 @@ $(STAMPS)/setup-$(RUNTIME): $(STAMPS)/venv $(CONSTRAINTS) requirements-dev.txt $
 	@echo "==> packages (the first time takes minutes: PyTorch is large)"
 	@other=$(if $(filter cuda,$(RUNTIME)),onnxruntime,onnxruntime-gpu); \
 	  if $(PIP) show --quiet $$other 2>/dev/null; then $(PIP) uninstall --yes $$other; rm -f $(STAMPS)/setup-*; fi
-	$(PIP) install --progress-bar on -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -r requirements-dev.txt \
+	$(PIP) install -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -r requirements-dev.txt \
 	  $(foreach m,$(filter-out services/serving,$(MEMBERS)),-e $(m)) -e 'services/serving[$(RUNTIME)]'
 	@touch $@
 
