@@ -1,1 +1,70 @@
-"""Typed client of the aimass services."""
+"""Typed client of the aimass services: text generation, embeddings and model metadata over gRPC.
+
+Everything a caller needs is here. `aimass.errors` holds the error tree, `aimass.testing` fakes of the
+services, `aimass.<domain>.v1` the generated messages and stubs (also for `grpc.aio`).
+"""
+
+from aimass.channel import Connection, ConnectionOptions, Tls
+from aimass.completion import (
+    Completion,
+    Delta,
+    Finish,
+    FinishReason,
+    PromptInfo,
+    TokenCandidate,
+    TokenLogprob,
+)
+from aimass.deadline import downstream_deadline_s
+from aimass.embedding_client import EmbeddingClient, EmbeddingStream
+from aimass.embedding_options import EmbeddingOptions, Truncation
+from aimass.embeddings import EmbeddedText, Embeddings, ItemError, TextRefused
+from aimass.errors import RpcError
+from aimass.generation_client import GenerationClient
+from aimass.generation_options import GenerationOptions
+from aimass.health_check import HealthStatus, health
+from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
+from aimass.prompt import ChatMessage, Prompt
+from aimass.token_stream import TokenStream
+from aimass.tracing import TracingInterceptor, export_spans
+from aimass.usage import Timings, Usage
+from aimass.vectors import VectorDtype
+
+__all__ = [
+    "ChatMessage",
+    "Completion",
+    "Connection",
+    "ConnectionOptions",
+    "Delta",
+    "EmbeddedText",
+    "EmbeddingClient",
+    "EmbeddingOptions",
+    "EmbeddingStream",
+    "Embeddings",
+    "Finish",
+    "FinishReason",
+    "GenerationClient",
+    "GenerationOptions",
+    "HealthStatus",
+    "ItemError",
+    "Model",
+    "ModelClient",
+    "ModelLimits",
+    "ModelState",
+    "ParityMeasure",
+    "Prompt",
+    "PromptInfo",
+    "RpcError",
+    "TextRefused",
+    "Timings",
+    "Tls",
+    "TokenCandidate",
+    "TokenLogprob",
+    "TokenStream",
+    "TracingInterceptor",
+    "Truncation",
+    "Usage",
+    "VectorDtype",
+    "downstream_deadline_s",
+    "export_spans",
+    "health",
+]

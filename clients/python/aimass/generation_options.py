@@ -1,0 +1,81 @@
+"""How a continuation is sampled, ended and reported. Knows no prompt and no call.
+
+Ranges are the server's to check: it knows the model. What is None takes the model's own default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aimass.prompt import PromptRequest
+from aimass.wire import refusing, set_fields
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_STOPPING_FIELDS = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "stop_strings",
+    "stop_token_ids",
+    "include_stop_string",
+    "ignore_eos",
+)
+_REQUEST_FIELDS = ("priority", "request_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How the next token is chosen, when the text ends, and what to send beside it."""
+
+    temperature: float | None = None
+    """0 takes the most probable token (greedy); above 0 divides the logits. Range 0 to 10."""
+    top_k: int | None = None
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the smallest set of tokens whose probability reaches p. Range: above 0, up to 1."""
+    min_p: float | None = None
+    """Drop tokens less probable than this share of the best one. Range: 0 up to, not including, 1."""
+    repetition_penalty: float | None = None
+    """Makes tokens seen before less probable when above 1. Range: above 0, up to 10."""
+    seed: int | None = None
+    """Makes the draw repeatable. The server chooses one, and returns it, when None."""
+    max_new_tokens: int | None = None
+    """Most tokens to produce."""
+    min_new_tokens: int | None = None
+    """End-of-text and stop tokens are not chosen before this many."""
+    stop_strings: Sequence[str] = ()
+    """End when one of these appears; the text then ends before it. At most 16."""
+    stop_token_ids: Sequence[int] = ()
+    """End when one of these tokens is chosen. At most 64."""
+    include_stop_string: bool = False
+    """Keep the matched stop string at the end of the text."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+    wants_token_ids: bool = False
+    """Ask for the token ids of the continuation."""
+    wants_logprobs: bool = False
+    """Ask for the log-probability of each token."""
+    num_top_logprobs: int = 0
+    """With `wants_logprobs`, also ask for this many most probable tokens at each place. At most 20."""
+    wants_prompt_token_ids: bool = False
+    """Ask for the token ids of the prompt."""
+    priority: int | None = None
+    """A higher number is served earlier. Range -100 to 100."""
+    time_limit_s: float | None = None
+    """End the text after this time at the server and keep what there is. Unlike a deadline it is no error."""
+    request_id: str | None = None
+    """The caller's name for the request in logs and traces."""
+
+    def fill(self, request: PromptRequest) -> None:
+        """Set the request's options; raise `InvalidRequest` when a value fits no field."""
+        set_fields(request.sampling, self, _SAMPLING_FIELDS, path="sampling.")
+        set_fields(request.stopping, self, _STOPPING_FIELDS, path="stopping.")
+        set_fields(request, self, _REQUEST_FIELDS)
+        request.output.token_ids = self.wants_token_ids
+        request.output.logprobs = self.wants_logprobs
+        request.output.prompt_token_ids = self.wants_prompt_token_ids
+        with refusing("output.top_logprobs"):
+            request.output.top_logprobs = self.num_top_logprobs
+        if self.time_limit_s is not None:
+            with refusing("time_limit"):
+                request.time_limit.FromNanoseconds(round(self.time_limit_s * 1e9))

@@ -1,0 +1,67 @@
+"""The messages of one streaming call, and the promise that the call ends with its reader.
+
+Knows no service. A server works for a call until it hears that nobody reads any more, so a call that is left
+early is cancelled, whatever the way of leaving: `close`, the end of a `with` block, an exception, Ctrl-C, or
+the last reference gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+import grpc
+
+from aimass.errors import error_of
+
+MessageT = TypeVar("MessageT")
+MessageT_co = TypeVar("MessageT_co", covariant=True)
+
+
+class StreamingCall(Protocol[MessageT_co]):
+    """What a gRPC call with streamed responses offers here."""
+
+    def __next__(self) -> MessageT_co: ...
+    def cancel(self) -> object: ...
+
+
+class ResponseStream(Generic[MessageT]):
+    """Messages of one call, in order. Not for use by two threads, but `close` may come from any."""
+
+    def __init__(self, call: StreamingCall[MessageT], *, address: str) -> None:
+        self._call = call
+        self.address = address
+
+    def __iter__(self) -> Iterator[MessageT]:
+        return self
+
+    def __next__(self) -> MessageT:
+        """Return the next message; raise `StopIteration` after the last, `RpcError` when the call fails."""
+        try:
+            return next(self._call)
+        except StopIteration:
+            raise
+        except grpc.RpcError as error:
+            raise error_of(error, address=self.address) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel the call if it still runs. Safe to repeat."""
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,90 @@
+"""A continuation while it is being written. Knows the order of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from aimass.completion import Delta, Finish, PromptInfo, delta_of, finish_of, prompt_info_of
+from aimass.errors import incomplete_stream
+from aimass.generation.v1 import generation_service_pb2 as pb
+from aimass.response_stream import ResponseStream
+
+
+class TokenStream:
+    """The deltas of one continuation, as they become final. Use it in a `with` block.
+
+        with client.generate("Once upon a time", model="smollm2-135m-instruct") as stream:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+        print(stream.finish.reason)
+
+    Leaving it early, however that happens, cancels the call, and the server stops working on it.
+    """
+
+    def __init__(self, responses: ResponseStream[pb.GenerateResponse]) -> None:
+        self._responses = responses
+        self._pieces: list[str] = []
+        self._prompt_info: PromptInfo | None = None
+        self._finish: Finish | None = None
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        """Return the next piece of text; raise `RpcError` when the call fails."""
+        for event in self._responses:
+            delta = self._take(event)
+            if delta is not None:
+                return delta
+        if self._finish is None:
+            raise incomplete_stream(address=self._responses.address)
+        raise StopIteration
+
+    @property
+    def prompt_info(self) -> PromptInfo:
+        """What the server understood. Waits for the first message."""
+        if self._prompt_info is None:
+            self._take(next(self._responses))
+        if self._prompt_info is None:
+            raise incomplete_stream(address=self._responses.address)
+        return self._prompt_info
+
+    @property
+    def finish(self) -> Finish:
+        """Why the text ended, and what it cost. Raises `RuntimeError` before the last delta was read."""
+        if self._finish is None:
+            raise RuntimeError("the text has not ended: read all deltas first")
+        return self._finish
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._pieces)
+
+    def close(self) -> None:
+        """Cancel the call if it still runs. Safe to repeat."""
+        self._responses.close()
+
+    def _take(self, event: pb.GenerateResponse) -> Delta | None:
+        match event.WhichOneof("event"):
+            case "delta":
+                self._pieces.append(event.delta.text)
+                return delta_of(event.delta)
+            case "prompt_info":
+                self._prompt_info = prompt_info_of(event.prompt_info)
+            case "finish":
+                self._finish = finish_of(event.finish)
+        return None  # also for events newer than this client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
