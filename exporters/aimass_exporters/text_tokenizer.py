@@ -1,0 +1,72 @@
+"""The tokenizer of a checkpoint, as a bundle carries it: one `tokenizer.json`, a chat template, the special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from aimass_exporters.errors import InvalidCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokenizer:
+    """How a model's text becomes tokens."""
+
+    tokenizer: Tokenizer
+    pad_token_id: int
+    chat_template: str = ""
+    """Jinja; empty when the model has none."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Text of the tokens that a chat template may name, such as `bos_token`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, with the special tokens that the model expects around it."""
+        return list(self.tokenizer.encode(text).ids)
+
+
+def read_tokenizer(folder: Path) -> TextTokenizer:
+    """Read a folder's tokenizer through transformers, so that it tokenises as it does there.
+
+    Raises `InvalidCheckpoint` when the folder has none, or one that the `tokenizers` library cannot run.
+    """
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidCheckpoint(folder, detail=f"no tokenizer could be read: {error}") from error
+    if not loaded.is_fast:
+        raise InvalidCheckpoint(
+            folder, detail="its tokenizer has no form that the tokenizers library can run"
+        )
+    return TextTokenizer(
+        _untruncated(loaded), _pad_token_id(loaded), _chat_template(loaded), _special_tokens(loaded)
+    )
+
+
+def _untruncated(loaded: PreTrainedTokenizerBase) -> Tokenizer:
+    """Copy the tokenizer without its length settings: the service truncates and pads."""
+    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _pad_token_id(loaded: PreTrainedTokenizerBase) -> int:
+    chosen = [i for i in (loaded.pad_token_id, loaded.eos_token_id) if isinstance(i, int)]
+    return chosen[0] if chosen else 0
+
+
+def _chat_template(loaded: PreTrainedTokenizerBase) -> str:
+    template = loaded.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template or ""
+
+
+def _special_tokens(loaded: PreTrainedTokenizerBase) -> dict[str, str]:
+    return {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}

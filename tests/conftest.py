@@ -1,0 +1,85 @@
+"""Real exported bundles for the tests, and the PyTorch models they came from. Cached by content outside the repository.
+
+The `tiny_*` models have random weights and export in seconds; `smollm2_*` and `minilm_*` are the real ones, fetched from
+hash-pinned packages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    Oracle = tuple[PreTrainedModel, Tokenizer]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder() -> Path:
+    """A Hugging Face folder of a two-layer Llama with random weights."""
+    from aimass_exporters.testing import cached_checkpoint, tiny_config
+
+    return cached_checkpoint(tiny_config("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder() -> Path:
+    """A Hugging Face folder of a two-layer GPT-2 with random weights."""
+    from aimass_exporters.testing import cached_checkpoint, tiny_config
+
+    return cached_checkpoint(tiny_config("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_store(tiny_llama_folder: Path) -> Path:
+    """A store with the model `tiny-llama`, fp32: 512 byte-level BPE tokens, 256 positions, a chat template."""
+    return _store(tiny_llama_folder, "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_store(tiny_gpt2_folder: Path) -> Path:
+    """A store with the model `tiny-gpt2`, fp32, with the tokenizer of `tiny_llama_store`."""
+    return _store(tiny_gpt2_folder, "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_store() -> Path:
+    """A store with the real `smollm2-135m-instruct`, fp32."""
+    return _store("smollm2-135m-instruct", "smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_model(tiny_llama_folder: Path) -> Oracle:
+    """The PyTorch model behind `tiny_llama_store`, and its tokenizer."""
+    return _causal_lm(tiny_llama_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_model(tiny_gpt2_folder: Path) -> Oracle:
+    """The PyTorch model behind `tiny_gpt2_store`, and its tokenizer."""
+    return _causal_lm(tiny_gpt2_folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2_model() -> Oracle:
+    """The PyTorch model behind `smollm2_store`, and its tokenizer."""
+    return _causal_lm("smollm2-135m-instruct")
+
+
+def _store(source: str | Path, name: str, **options: Any) -> Path:
+    from aimass_exporters.testing import cached_export
+
+    return cached_export(source, name=name, **options)
+
+
+def _causal_lm(source: str | Path) -> Oracle:
+    from aimass_exporters.causal_lm import load_causal_lm
+    from aimass_exporters.progress import SilentProgress
+    from aimass_exporters.source import resolve_source
+
+    loaded = load_causal_lm(resolve_source(str(source), SilentProgress()))
+    return loaded.model, loaded.text.tokenizer
