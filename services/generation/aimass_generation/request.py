@@ -1,0 +1,208 @@
+"""What a caller asks of the generation engine, in text. Construction is validation: all bad fields at once.
+
+Knows no wire and no model: what depends on the model (its vocabulary, its context) the engine checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_serving.errors import InvalidField, InvalidFields, Violation
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+
+_ANY_TOKEN = np.zeros(1, np.int64)
+_NO_LIMIT = 2**31 - 1
+
+
+def violation(field_name: str, *, expected: str, got: object) -> Violation:
+    """Return one refused field, worded as `InvalidField` words it."""
+    return InvalidField(field_name, expected=expected, got=got).violations[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain text, tokenised with the model's special tokens."""
+
+    FIELD: ClassVar[str] = "text"
+    text: str
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield what is wrong whatever the model."""
+        if not self.text:
+            yield violation(self.FIELD, expected="a text that is not empty", got=self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids, used as they are."""
+
+    FIELD: ClassVar[str] = "token_ids.ids"
+    token_ids: tuple[int, ...]
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield what is wrong whatever the model."""
+        if not self.token_ids:
+            yield violation(self.FIELD, expected="at least one token id", got=[])
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation that ends where the model is to speak, laid out by the model's chat template."""
+
+    FIELD: ClassVar[str] = "chat"
+    messages: tuple[ChatMessage, ...]
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield what is wrong whatever the model."""
+        if not self.messages:
+            yield violation("chat.messages", expected="at least one message", got=[])
+        for index, message in enumerate(self.messages):
+            if not message.role:
+                yield violation(f"chat.messages[{index}].role", expected="who speaks, such as 'user'", got="")
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How the next token is chosen. None takes the model's default. Ranges: `SamplingParams`."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    """Chosen at random when None and the text is sampled."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are set."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def params(self, defaults: SamplingOptions) -> SamplingParams:
+        """Return what the engine needs, with a model's defaults where nothing was given."""
+        return SamplingParams(**(defaults.given() | self.given()))
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield the fields outside their range."""
+        yield from _refusals(SamplingParams, self.given())
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingOptions:
+    """When the text ends."""
+
+    max_new_tokens: int | None = None
+    """Most tokens to produce; None takes the model's default, within what the context leaves."""
+    min_new_tokens: int = 0
+    """End-of-text and stop tokens are not chosen before this many."""
+    stop_strings: tuple[str, ...] = ()
+    """At most 16, each of 1 to 256 characters."""
+    stop_token_ids: tuple[int, ...] = ()
+    """At most 64."""
+    include_stop_string: bool = False
+    """Keep the matched stop string at the end of the text."""
+    ignore_eos: bool = False
+    """Go on after an end-of-text token."""
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield the fields outside their range."""
+        if self.max_new_tokens is not None:
+            yield from _refusals(_sequence, {"max_new_tokens": self.max_new_tokens})
+        most = _NO_LIMIT if self.max_new_tokens is None else max(1, self.max_new_tokens)
+        yield from _refusals(partial(_sequence, max_new_tokens=most), {"min_new_tokens": self.min_new_tokens})
+        yield from _refusals(_sequence, {"stop_token_ids": frozenset(self.stop_token_ids)})
+        yield from self._stop_string_violations()
+
+    def _stop_string_violations(self) -> Iterator[Violation]:
+        if len(self.stop_strings) > MAX_STOP_STRINGS:
+            expected = f"at most {MAX_STOP_STRINGS} stop strings"
+            yield violation("stopping.stop_strings", expected=expected, got=len(self.stop_strings))
+        for index, stop in enumerate(self.stop_strings):
+            if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
+                expected = f"1 to {MAX_STOP_STRING_CHARS} characters"
+                yield violation(f"stopping.stop_strings[{index}]", expected=expected, got=len(stop))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What to give beside the text."""
+
+    wants_token_ids: bool = False
+    wants_logprobs: bool = False
+    num_top_logprobs: int = 0
+    """With logprobs, this many most probable tokens at each place. Range 0 to 20."""
+    wants_prompt_token_ids: bool = False
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield the fields outside their range."""
+        yield from _refusals(_sequence, {"num_top_logprobs": self.num_top_logprobs})
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One text to generate. Raises `InvalidFields` with every bad field, named as the wire names it."""
+
+    prompt: Prompt | None
+    request_id: str = ""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    stopping: StoppingOptions = field(default_factory=StoppingOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    priority: int = 0
+    time_limit_s: float | None = None
+    """Ends the text after this time, which counts from arrival at the engine."""
+    deadline_s: float | None = None
+    """On `time.monotonic`: past it the request fails with `DeadlineExceeded`."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        refused = tuple(self._violations())
+        if refused:
+            raise InvalidFields(refused)
+
+    def _violations(self) -> Iterator[Violation]:
+        yield from prompt_violations(self.prompt)
+        yield from self.sampling.violations()
+        yield from self.stopping.violations()
+        yield from self.output.violations()
+        yield from _refusals(_sequence, {"priority": self.priority})
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            yield violation("time_limit", expected="more than 0 seconds", got=self.time_limit_s)
+
+
+def prompt_violations(prompt: Prompt | None) -> Iterator[Violation]:
+    """Yield what is wrong with a prompt whatever the model; None is a prompt that was not given."""
+    if prompt is None:
+        yield violation("prompt", expected="one of text, token_ids and chat", got=None)
+    else:
+        yield from prompt.violations()
+
+
+def _sequence(**fields: Any) -> SequenceRequest:
+    return SequenceRequest("", _ANY_TOKEN, **({"max_new_tokens": _NO_LIMIT} | fields))
+
+
+def _refusals(build: Callable[..., object], fields: Mapping[str, object]) -> Iterator[Violation]:
+    """Try each field alone, so that its range stays written once, in the decoding engine's request."""
+    for name, value in fields.items():
+        try:
+            build(**{name: value})
+        except InvalidFields as refused:
+            yield from refused.violations
