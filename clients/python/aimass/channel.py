@@ -24,6 +24,7 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 API_KEY_METADATA = "authorization"
+SPANS_END_WITHIN_S = 1.0
 
 _IDEMPOTENT_METHODS = {
     "aimass.generation.v1.GenerationService": ("Complete", "Tokenize", "Detokenize"),
@@ -98,9 +99,9 @@ class Connection:
     def __init__(self, address: str, options: ConnectionOptions | None = None) -> None:
         self.address = address
         self.options = options or ConnectionOptions()
-        tracing = TracingInterceptor(address, tracer_provider=self.options.tracer_provider)
+        self._tracing = TracingInterceptor(address, tracer_provider=self.options.tracer_provider)
         self._raw_channel = _open_channel(address, self.options)
-        self.channel: grpc.Channel = grpc.intercept_channel(self._raw_channel, tracing)
+        self.channel: grpc.Channel = grpc.intercept_channel(self._raw_channel, self._tracing)
 
     def call(
         self,
@@ -134,8 +135,9 @@ class Connection:
         return ResponseStream(call, address=self.address)
 
     def close(self) -> None:
-        """Close the channel and cancel what still runs on it. Safe to repeat."""
+        """Close the channel, cancel what still runs on it, and see its spans ended. Safe to repeat."""
         self._raw_channel.close()
+        self._tracing.wait_until_ended(timeout_s=SPANS_END_WITHIN_S)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         key = self.options.api_key
