@@ -123,7 +123,7 @@ class DecoderRunner:
         return logits
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one token [rows] to each of the first slots, which hold `lengths` [rows]; give [rows, vocab].
+        """Append one token [rows] to the first slots, which hold `lengths` [rows]; return [rows, vocab].
 
         Raises `ValueError` when a slot is full. The result is a view that the next `decode` overwrites.
         """

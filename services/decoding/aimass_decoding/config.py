@@ -1,0 +1,65 @@
+"""What an operator may choose about the decoding engine. Reads no environment by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aimass_serving.errors import BadConfig
+
+from aimass_decoding.runner import DecoderGeometry
+
+DEFAULT_MAX_LEN = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and scheduling rules of one engine. Every field is a number, so that it maps to a variable."""
+
+    max_slots: int = 16
+    """Most sequences that advance together; fewer when `kv_budget_bytes` holds fewer."""
+    max_len: int = 0
+    """Longest sequence in tokens, prompt and text together. 0 takes the model's positions, at most 2048."""
+    kv_budget_bytes: int = 2 * 1024**3
+    """Most memory of the key-value cache. The system commits it only as slots fill up."""
+    max_prefill_tokens_per_step: int = 128
+    """Most prompt tokens computed between two decode steps. Also the length of a prompt's chunks."""
+    max_decode_slowdown: float = 1.5
+    """Others' prompts may stretch the mean time between a running stream's tokens by this factor. Above 1."""
+    max_prefill_wait_s: float = 2.0
+    """A prompt that made no progress for this long is computed although it slows running streams down."""
+    max_queue_tokens: int = 32_768
+    """Most prompt tokens that wait for a slot. A request above it is refused, unless nothing waits."""
+    assumed_deadline_s: float = 60.0
+    """A request without a deadline, or with a later one, is sorted as if it had this one. So it is passed by
+    later arrivals for no longer than this."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("max_slots", "max_prefill_tokens_per_step", "max_queue_tokens", "kv_budget_bytes"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.max_len == 0 or self.max_len >= 2, "max_len", "0, or at least 2", self.max_len)
+        _require(self.max_decode_slowdown > 1, "max_decode_slowdown", "above 1", self.max_decode_slowdown)
+        _require(self.max_prefill_wait_s > 0, "max_prefill_wait_s", "above 0", self.max_prefill_wait_s)
+        _require(self.assumed_deadline_s > 0, "assumed_deadline_s", "above 0", self.assumed_deadline_s)
+
+    def max_len_of(self, geometry: DecoderGeometry) -> int:
+        """Return the longest sequence, in tokens, that a slot holds for this model."""
+        wanted = self.max_len or DEFAULT_MAX_LEN
+        return min(wanted, geometry.max_positions)
+
+    def num_slots_of(self, geometry: DecoderGeometry) -> int:
+        """Return how many slots the budget holds for this model. Raises `BadConfig` when not even one."""
+        slot_bytes = geometry.kv_bytes_per_token * self.max_len_of(geometry)
+        num_slots = min(self.max_slots, self.kv_budget_bytes // slot_bytes)
+        _require(
+            num_slots >= 1,
+            "kv_budget_bytes",
+            f"at least {slot_bytes} bytes, one slot of {self.max_len_of(geometry)} tokens",
+            self.kv_budget_bytes,
+        )
+        return num_slots
+
+
+def _require(condition: bool, field_name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise BadConfig(field_name, expected=expected, got=got)

@@ -1,0 +1,86 @@
+"""One request on its way through the engine. Knows neither the model nor the caller's side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from aimass_decoding.outlet import Outlet
+from aimass_decoding.request import SequenceRequest, SequenceTimings
+from aimass_decoding.sampler import SamplingState
+
+
+class Stage(Enum):
+    """Where a sequence stands."""
+
+    WAITING = auto()
+    """No slot yet."""
+    PREFILLING = auto()
+    """Has a slot; part of its prompt is still to be computed."""
+    DECODING = auto()
+    """Gains one token a step."""
+    DONE = auto()
+    """Finished, failed or abandoned: it holds nothing any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one request. Owned by the engine thread once it was submitted."""
+
+    request: SequenceRequest
+    number: int
+    """Order of arrival."""
+    arrival_s: float
+    submitted_ns: int
+    sampling: SamplingState
+    stage: Stage = Stage.WAITING
+    slot: int = 0
+    """Row of the cache; means nothing while WAITING or DONE."""
+    num_cached: int = 0
+    """Tokens whose keys and values are in the slot."""
+    last_token: int = 0
+    """The token chosen last, which the next decode step feeds; means nothing before the first."""
+    num_output: int = 0
+    """Tokens chosen so far, one that ends the sequence included."""
+    last_progress_s: float = 0.0
+    """When its last chunk was computed; its arrival before that."""
+    first_token_s: float = math.inf
+    """When its first token came; infinity before that."""
+    outlet: Outlet | None = None
+    """Where its tokens go. Belongs to the caller's event loop, but for its `loop`."""
+    prefill_ns: int = 0
+    first_token_ns: int = 0
+    finished_ns: int = 0
+    num_steps: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_prompt_left(self) -> int:
+        """Prompt tokens still to be computed."""
+        return max(0, self.num_prompt_tokens - self.num_cached)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of prompt and output together."""
+        return self.num_prompt_tokens + self.num_output
+
+    @property
+    def expires_at_s(self) -> float:
+        """When its deadline or its time limit passes, whichever is first; infinity without either."""
+        deadline_s, limit_s = self.request.deadline_s, self.request.time_limit_at_s
+        return min(
+            math.inf if deadline_s is None else deadline_s,
+            math.inf if limit_s is None else limit_s,
+        )
+
+    @property
+    def timings(self) -> SequenceTimings:
+        """When each phase began."""
+        return SequenceTimings(
+            self.submitted_ns, self.prefill_ns, self.first_token_ns, self.finished_ns, self.num_steps
+        )

@@ -1,0 +1,243 @@
+"""The heart of the engine: schedule, run, sample, commit, publish. Knows no thread and no event loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import assert_never
+
+import numpy as np
+from aimass_serving.errors import AimassError, DeadlineExceeded, ModelFailed
+from numpy.typing import NDArray
+
+from aimass_decoding.outlet import Event
+from aimass_decoding.request import FinishReason, SequenceFinish, TokenDelta, TokenLogprob
+from aimass_decoding.runner import Runner
+from aimass_decoding.sampler import Chosen, choose, logprob_of
+from aimass_decoding.scheduler import DecodeStep, PrefillStep, Scheduler, Step
+from aimass_decoding.sequence import Sequence, Stage
+from aimass_decoding.stats import Counters
+
+_LOGGER = logging.getLogger(__name__)
+
+Publish = Callable[[list[tuple[Sequence, Event]]], None]
+
+
+class Stepper:
+    """Advances sequences one run of the graph at a time.
+
+    Owns the scheduler, the runner and the counters. Every method is for the engine thread.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        *,
+        model: str,
+        permit: AbstractContextManager[object],
+        publish: Publish,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.counters = Counters()
+        self._runner = runner
+        self._scheduler = scheduler
+        self._model = model
+        self._permit = permit
+        self._publish = publish
+        self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
+        self._events: list[tuple[Sequence, Event]] = []
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence, or publish why it is refused."""
+        self.counters.num_submitted += 1
+        try:
+            self._scheduler.submit(sequence, self._clock())
+        except AimassError as error:
+            self.counters.num_refused += 1
+            sequence.stage = Stage.DONE
+            self._events.append((sequence, error))
+
+    def abort(self, sequence: Sequence, cancelled_at_s: float) -> None:
+        """Free what a sequence holds because nobody wants it any more. Does nothing when it has ended."""
+        if sequence.stage is Stage.DONE:
+            return
+        self._scheduler.remove(sequence)
+        self.counters.num_cancelled += 1
+        self.counters.release_ms.record(1e3 * (self._clock() - cancelled_at_s))
+
+    def step(self) -> None:
+        """Run the graph once and publish what came of it. Without work, only refusals are published."""
+        self._drop_expired()
+        self._compact()
+        step = self._scheduler.schedule(self._clock())
+        if step is not None:
+            self._advance(step)
+        self._flush()
+
+    def fail_all(self, error: AimassError) -> None:
+        """End every sequence with an error and publish it."""
+        for sequence in self._scheduler.sequences:
+            self._end(sequence, error)
+        self._flush()
+
+    def _advance(self, step: Step) -> None:
+        """Run, sample and commit one step. What goes wrong costs only the sequences of this step."""
+        try:
+            logits, seconds = self._run(step)
+            chosen = self._sample(step, logits)
+            self._commit(step, logits, chosen, seconds)
+        except Exception as error:
+            _LOGGER.exception("a step of %d sequences of model %s failed", len(step.sequences), self._model)
+            self._fail(step, ModelFailed(self._model, detail=f"a step raised {type(error).__name__}"))
+
+    def _run(self, step: Step) -> tuple[NDArray[np.float32], float]:
+        """Return logits [rows, vocab] and the seconds they took, without the wait for the permit."""
+        with self._permit:
+            started_s = self._clock()
+            match step:
+                case PrefillStep():
+                    logits = self._prefill(step)
+                case DecodeStep():
+                    logits = self._decode(step)
+                case _:
+                    assert_never(step)
+            return logits, self._clock() - started_s
+
+    def _prefill(self, step: PrefillStep) -> NDArray[np.float32]:
+        sequence = step.sequence
+        if step.start == 0:
+            sequence.prefill_ns = self._wall_clock_ns()
+        chunk = sequence.request.prompt_ids[step.start : step.start + step.count]
+        self.counters.num_prefill_steps += 1
+        self.counters.num_prompt_tokens += step.count
+        return self._runner.prefill(sequence.slot, chunk, start=step.start)[np.newaxis]
+
+    def _decode(self, step: DecodeStep) -> NDArray[np.float32]:
+        """Run every row up to the highest. A hole, or a slot whose prompt is not complete, gets token 0.
+
+        That token lands behind what the slot holds, where the next real token overwrites it.
+        """
+        token_ids = np.zeros(step.num_rows, np.int64)
+        lengths = np.zeros(step.num_rows, np.int64)
+        for sequence in self._scheduler.active:
+            lengths[sequence.slot] = sequence.num_cached
+            token_ids[sequence.slot] = sequence.last_token
+        self.counters.num_decode_steps += 1
+        return self._runner.decode(token_ids, lengths)
+
+    def _sample(self, step: Step, logits: NDArray[np.float32]) -> Chosen | None:
+        """Return a token for each sequence of the step; None while a prompt is not complete."""
+        if isinstance(step, PrefillStep) and not step.is_last_chunk:
+            return None
+        choices = [s.sampling.choice(s.num_output) for s in step.sequences]
+        return choose(logits, _rows_of(step), choices)
+
+    def _commit(self, step: Step, logits: NDArray[np.float32], chosen: Chosen | None, seconds: float) -> None:
+        self._scheduler.commit(step, now_s=self._clock(), seconds=seconds)
+        if chosen is None:
+            return
+        rows, token_ids, is_finite = _rows_of(step), chosen.token_ids.tolist(), chosen.is_finite.tolist()
+        for sequence, row, token_id, is_number in zip(
+            step.sequences, rows, token_ids, is_finite, strict=True
+        ):
+            if is_number:
+                self._accept(sequence, token_id, logits[row])
+            else:
+                self.counters.num_failed += 1
+                self._end(sequence, ModelFailed(self._model, detail="its logits are not numbers"))
+
+    def _accept(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> None:
+        """Give a sequence its next token, and end it when that is the last."""
+        self.counters.num_output_tokens += 1
+        sequence.num_output += 1
+        sequence.last_token = token_id
+        sequence.sampling.accept(token_id)
+        if sequence.num_output == 1:
+            sequence.first_token_s, sequence.first_token_ns = self._clock(), self._wall_clock_ns()
+        reason = self._reason_to_end(sequence, token_id)
+        if reason in (FinishReason.EOS, FinishReason.STOP_TOKEN):
+            self._finish(sequence, reason, stop_token_id=token_id)
+        elif reason is not None:
+            self._finish(sequence, reason, (token_id,), _logprobs(sequence, token_id, logits))
+        else:
+            delta = TokenDelta((token_id,), _logprobs(sequence, token_id, logits))
+            self._events.append((sequence, delta))
+
+    def _reason_to_end(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        request = sequence.request
+        if token_id in request.eos_token_ids:
+            return FinishReason.EOS
+        if token_id in request.stop_token_ids:
+            return FinishReason.STOP_TOKEN
+        if sequence.num_output >= request.max_new_tokens:
+            return FinishReason.MAX_NEW_TOKENS
+        return FinishReason.CONTEXT_FULL if sequence.num_tokens >= self._scheduler.max_len else None
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        *,
+        stop_token_id: int | None = None,
+    ) -> None:
+        self._scheduler.remove(sequence)
+        self.counters.num_finished[reason] += 1
+        sequence.finished_ns = self._wall_clock_ns()
+        finish = SequenceFinish(reason, stop_token_id, sequence.num_output, sequence.timings)
+        self._events.append((sequence, TokenDelta(token_ids, logprobs, finish)))
+
+    def _end(self, sequence: Sequence, error: AimassError) -> None:
+        """End a sequence with an error."""
+        self._scheduler.remove(sequence)
+        sequence.finished_ns = self._wall_clock_ns()
+        self._events.append((sequence, error))
+
+    def _fail(self, step: Step, error: ModelFailed) -> None:
+        for sequence in step.sequences:
+            if sequence.stage is not Stage.DONE:
+                self.counters.num_failed += 1
+                self._end(sequence, error)
+
+    def _drop_expired(self) -> None:
+        """End sequences whose time has passed, before they cost another step."""
+        now_s = self._clock()
+        for sequence in self._scheduler.expired(now_s):
+            self.counters.release_ms.record(1e3 * (now_s - sequence.expires_at_s))
+            if sequence.expires_at_s == sequence.request.deadline_s:
+                self.counters.num_expired += 1
+                self._end(sequence, DeadlineExceeded(phase=_PHASES[sequence.stage]))
+            else:
+                self._finish(sequence, FinishReason.TIME_LIMIT)
+
+    def _compact(self) -> None:
+        if not self._runner.can_copy_slots:
+            return
+        for move in self._scheduler.compact():
+            self._runner.copy_slot(move.source, move.target, num_tokens=move.num_tokens)
+
+    def _flush(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._publish(events)
+
+
+_PHASES = {Stage.WAITING: "queue", Stage.PREFILLING: "prefill", Stage.DECODING: "decode"}
+
+
+def _rows_of(step: Step) -> list[int]:
+    """Return the row of the step's logits that belongs to each of its sequences."""
+    return [0] if isinstance(step, PrefillStep) else [sequence.slot for sequence in step.sequences]
+
+
+def _logprobs(sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> tuple[TokenLogprob, ...]:
+    request = sequence.request
+    if not request.wants_logprobs:
+        return ()
+    return (logprob_of(logits, token_id, num_candidates=request.num_top_logprobs),)
