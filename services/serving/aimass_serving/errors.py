@@ -14,7 +14,12 @@
     ├── Draining             DRAINING
     ├── Unauthenticated      UNAUTHENTICATED
     ├── BadBundle            BAD_BUNDLE           missing, altered, unverified or escaping files
-    └── DeviceUnavailable    DEVICE_UNAVAILABLE   asked for CUDA, there is none
+    ├── DeviceUnavailable    DEVICE_UNAVAILABLE   asked for CUDA, there is none
+    └── StartFailure                              why a service did not start; never sent to a caller
+        ├── BadConfig                             a setting that is unknown or has no meaning
+        ├── NothingToServe                        the store is missing, empty or holds other tasks only
+        ├── NoModelLoaded                         every model failed to load
+        └── PortUnavailable                       in use, or not allowed
 
 Constructors take facts and build the message: what was expected, what was got, what to do.
 """
@@ -180,3 +185,40 @@ class DeviceUnavailable(AimassError):
         super().__init__(
             f"device {device!r} is not available; execution providers here: {', '.join(available)}"
         )
+
+
+class StartFailure(AimassError):
+    """The service could not start. One line for the operator; never sent to a caller."""
+
+
+class BadConfig(StartFailure):
+    """A setting is unknown, or its value has no meaning."""
+
+    def __init__(self, setting: str, *, expected: str, got: object) -> None:
+        super().__init__(f"{setting}: expected {expected}, got {shown(got)}")
+
+
+class NothingToServe(StartFailure):
+    """The store is missing, empty, or holds no model for this service's task."""
+
+    def __init__(self, store: str, *, task: str, available: Iterable[str]) -> None:
+        names = ", ".join(sorted(available)) or "nothing"
+        super().__init__(
+            f"store {store!r} holds no model for {task} (it holds: {names}); "
+            "export one with `aimass export`, or name another store with --store"
+        )
+
+
+class NoModelLoaded(StartFailure):
+    """Every model failed to load."""
+
+    def __init__(self, failures: Iterable[tuple[str, str]]) -> None:
+        super().__init__("no model could be loaded: " + "; ".join(f"{m}: {d}" for m, d in failures))
+
+
+class PortUnavailable(StartFailure):
+    """The address cannot be listened on: another process has it, or it is not allowed."""
+
+    def __init__(self, host: str, port: int, *, detail: str) -> None:
+        self.port = port
+        super().__init__(f"cannot listen on {host}, port {port}: {detail}; choose another with --port")

@@ -147,12 +147,19 @@ def open_session(graph: Path, config: SessionConfig) -> Session:
     return OrtSession(session, config.device_id)
 
 
-def _providers(config: SessionConfig) -> list[str | tuple[str, dict[str, Any]]]:
+def resolve_device(config: SessionConfig) -> Device:
+    """Return where graphs will run, `CPU` or `CUDA`. Raises `DeviceUnavailable` for CUDA without CUDA."""
     available = ort.get_available_providers()
     if config.device is Device.CPU or (config.device is Device.AUTO and CUDA_PROVIDER not in available):
-        return [CPU_PROVIDER]
+        return Device.CPU
     if CUDA_PROVIDER not in available:
         raise DeviceUnavailable(config.device.value, available=available)
+    return Device.CUDA
+
+
+def _providers(config: SessionConfig) -> list[str | tuple[str, dict[str, Any]]]:
+    if resolve_device(config) is Device.CPU:
+        return [CPU_PROVIDER]
     options: dict[str, Any] = {
         "device_id": config.device_id,
         "arena_extend_strategy": "kSameAsRequested",

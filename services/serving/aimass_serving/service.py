@@ -1,0 +1,153 @@
+"""Runs one service as a process: arguments, environment, logging, telemetry, signals, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from aimass_serving.config import LogFormat, ServiceConfig, from_env
+from aimass_serving.errors import AimassError
+from aimass_serving.lifecycle import RunningService
+from aimass_serving.logs import LEVELS, configure_logging
+from aimass_serving.plan import LoadContext, ServicePlan
+from aimass_serving.session import Device
+from aimass_serving.store import open_store
+from aimass_serving.telemetry import configure_telemetry, shutdown_telemetry
+
+__all__ = ["SERVICES_GROUP", "LoadContext", "ServicePlan", "run_service"]
+
+SERVICES_GROUP = "aimass.services"
+"""Entry-point group of the installed services; each entry is its `main`."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """How others learn that the service is ready."""
+
+    to_stdout: bool = False
+    """Print one JSON line on standard output."""
+    file: Path | None = None
+    """Write the same line to this file."""
+
+    def make(self, plan_name: str, service: RunningService[Any]) -> None:
+        """Say where the service listens and what it serves."""
+        models = [str(served.ref) for served in service.registry.models() if served.is_ready]
+        logger.info("%s is ready on %s with %s", plan_name, service.address, ", ".join(models))
+        ready = {"service": plan_name, "address": service.address, "pid": os.getpid(), "models": models}
+        line = json.dumps(ready) + "\n"
+        if self.to_stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        if self.file is not None:
+            # Moved into place whole: whoever waits for the file never reads half of it.
+            draft = self.file.with_name(self.file.name + ".draft")
+            draft.write_text(line)
+            draft.replace(self.file)
+
+
+def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> int:
+    """Run a service until SIGTERM or Ctrl-C, then drain. Return the exit code: 1 when it could not start."""
+    options = vars(_parser(plan).parse_args(argv))
+    announcement = Announcement(options.pop("json"), options.pop("ready_file"))
+    try:
+        config = _config(plan, options)
+        configure_logging(config.log)
+        configure_telemetry(f"aimass-{plan.name}")
+        asyncio.run(_serve(plan, config, announcement))
+    except AimassError as error:
+        sys.stderr.write(f"aimass {plan.name}: {error}\n")
+        return 1
+    finally:
+        shutdown_telemetry()
+    return 0
+
+
+async def _serve(plan: ServicePlan[Any], config: ServiceConfig, announcement: Announcement) -> None:
+    signals = _Signals()
+    service = RunningService(plan, open_store(config.store.store), config)
+    try:
+        await service.start()
+        if await signals.interrupts(service.load()):
+            return
+        announcement.make(plan.name, service)
+        interrupt = await signals.first()
+        logger.info("draining after %s", interrupt.name)
+        delay_s = 0.0 if interrupt is signal.SIGINT else config.lifecycle.drain_delay_s
+        await signals.interrupts(service.drain(delay_s=delay_s, grace_s=config.lifecycle.drain_grace_s))
+    finally:
+        await service.stop()
+
+
+class _Signals:
+    """SIGTERM and SIGINT as awaitable events, in the order they come. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._received.put_nowait, number)
+
+    async def first(self) -> signal.Signals:
+        """Wait for the next signal."""
+        return await self._received.get()
+
+    async def interrupts(self, work: Any) -> bool:
+        """Do `work`; return True when a signal cut it short."""
+        doing, interrupted = asyncio.ensure_future(work), asyncio.ensure_future(self._received.get())
+        await asyncio.wait((doing, interrupted), return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if doing.done():
+            doing.result()
+            return False
+        doing.cancel()
+        await asyncio.wait((doing,))
+        return True
+
+
+def _config(plan: ServicePlan[Any], options: dict[str, Any]) -> ServiceConfig:
+    others = [entry.name for entry in entry_points(group=SERVICES_GROUP)]
+    config = from_env(os.environ, service=plan.name, configs=plan.configs, other_services=others)
+    return config.override(options)
+
+
+def _parser(plan: ServicePlan[Any]) -> argparse.ArgumentParser:
+    """Return the options; those not given are absent, so that the environment's values stand."""
+    parser = argparse.ArgumentParser(
+        f"aimass serve {plan.name}",
+        argument_default=argparse.SUPPRESS,
+        epilog="Every setting can also be given as AIMASS_<NAME> in the environment.",
+    )
+    add = parser.add_argument
+    add("--store", help="folder or URL of the model store")
+    add("--port", type=int, help=f"port to listen on, 0 for a free one (default {plan.default_port})")
+    add("--host", help="address to listen on (default 127.0.0.1)")
+    add("--device", type=Device, choices=list(Device), help="where models run (default auto)")
+    add("--num-threads", type=int, help="threads inside one operator (default: the usable cores)")
+    add("--model", dest="models", action="append", help="serve only this model; may be repeated")
+    add("--max-versions", type=int, help="newest versions of each model to serve, 0 for all (default 2)")
+    add("--allow-unverified", action="store_true", help="serve altered or unproven bundles, and say so")
+    add("--reflection", action="store_true", help="answer gRPC reflection")
+    add("--tls-cert", type=Path, help="PEM certificate chain")
+    add("--tls-key", type=Path, help="PEM private key")
+    add("--tls-client-ca", type=Path, help="PEM certificates that sign clients; asks clients for theirs")
+    add("--api-keys", type=Path, help="file with SHA-256 digests of API keys")
+    add(
+        "--drain-delay", dest="drain_delay_s", type=float, help="seconds of NOT_SERVING before refusing calls"
+    )
+    add("--drain-grace", dest="drain_grace_s", type=float, help="seconds that calls in progress may take")
+    add("--log-level", choices=list(LEVELS), help="least important lines to log (default info)")
+    add("--log-format", type=LogFormat, choices=list(LogFormat), help="text or json (default text)")
+    add("--ready-file", type=Path, default=None, help="write one line of JSON here when ready")
+    add("--json", action="store_true", default=False, help="print one line of JSON when ready")
+    return parser
