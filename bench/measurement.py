@@ -1,0 +1,156 @@
+"""Interleaved rounds and what they say: medians and paired ratios. Knows no model and no clock.
+
+Candidates take turns within a round, so that a machine that slows down slows all of them; a ratio pairs the
+two runs of the same round. A repetition during which other programs used much of the machine stays in the
+record but does not count, unless no quiet one is left.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+MAX_FOREIGN_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run of one candidate gave."""
+
+    units: int
+    """How many were produced: tokens or sentences."""
+    seconds: float
+    """Wall time they took."""
+    answers: tuple[str, ...] = ()
+    """One digest for each stream or text, to see whether candidates computed the same."""
+    details: dict[str, float] = field(default_factory=dict)
+    """Further figures of the run, such as `ttft_p50_ms`."""
+
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return self.units / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """One run in its round."""
+
+    candidate: str
+    variant: str
+    """The setting of the candidate, such as `2 threads`; a table shows its best one."""
+    scenario: str
+    round_index: int
+    foreign_share: float
+    outcome: Outcome
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the machine was ours."""
+        return self.foreign_share < MAX_FOREIGN_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A candidate at one setting, ready to run any scenario."""
+
+    candidate: str
+    variant: str
+    run: Callable[[str], Outcome]
+    """Runs a scenario once. Called once for each scenario before anything counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a table shows for one candidate in one scenario."""
+
+    candidate: str
+    variant: str
+    rate: float
+    """Median units a second."""
+    num_quiet: int
+    num_repetitions: int
+    details: dict[str, float]
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    scenarios: Sequence[str],
+    *,
+    num_rounds: int,
+    measure_foreign: Callable[[Callable[[], Outcome]], tuple[Outcome, float]],
+) -> Iterator[Repetition]:
+    """Warm every contender up, then yield repetitions: round by round, scenario by scenario, in turn.
+
+    The order of the contenders turns by one each round: nobody always runs after the same neighbour.
+    """
+    for contender in contenders:
+        for scenario in scenarios:
+            contender.run(scenario)
+    for round_index in range(num_rounds):
+        shift = round_index % len(contenders)
+        order = [*contenders[shift:], *contenders[:shift]]
+        for scenario in scenarios:
+            for contender in order:
+                outcome, foreign = measure_foreign(lambda c=contender, s=scenario: c.run(s))  # type: ignore[misc]  # binds now
+                yield Repetition(
+                    contender.candidate, contender.variant, scenario, round_index, foreign, outcome
+                )
+
+
+def counted(repetitions: Sequence[Repetition]) -> list[Repetition]:
+    """Return the quiet repetitions, or all of them when none is quiet."""
+    return [r for r in repetitions if r.is_quiet] or list(repetitions)
+
+
+def best_cell(repetitions: Sequence[Repetition], candidate: str, scenario: str) -> Cell:
+    """Return the median of the candidate's best variant in a scenario."""
+    mine = [r for r in repetitions if r.candidate == candidate and r.scenario == scenario]
+    cells = [
+        _cell([r for r in mine if r.variant == variant]) for variant in dict.fromkeys(r.variant for r in mine)
+    ]
+    return max(cells, key=lambda cell: cell.rate)
+
+
+def _cell(repetitions: Sequence[Repetition]) -> Cell:
+    kept = counted(repetitions)
+    names = kept[0].outcome.details
+    return Cell(
+        candidate=kept[0].candidate,
+        variant=kept[0].variant,
+        rate=statistics.median(r.outcome.rate for r in kept),
+        num_quiet=sum(r.is_quiet for r in repetitions),
+        num_repetitions=len(repetitions),
+        details={name: statistics.median(r.outcome.details[name] for r in kept) for name in names},
+    )
+
+
+def paired_ratio(repetitions: Sequence[Repetition], ours: Cell, peer: Cell, scenario: str) -> float:
+    """Return the median over rounds of our rate over the peer's in the same round.
+
+    Rounds in which both were quiet count; all rounds when there is none.
+    """
+    by_round = {(r.candidate, r.variant, r.round_index): r for r in repetitions if r.scenario == scenario}
+    rounds = {index for _, _, index in by_round}
+    pairs = [
+        (by_round[ours.candidate, ours.variant, i], by_round[peer.candidate, peer.variant, i])
+        for i in sorted(rounds)
+    ]
+    quiet = [(a, b) for a, b in pairs if a.is_quiet and b.is_quiet] or pairs
+    return statistics.median(a.outcome.rate / b.outcome.rate for a, b in quiet)
+
+
+def share_of_equal_answers(
+    repetitions: Sequence[Repetition], cell: Cell, reference: Cell, scenario: str
+) -> float:
+    """Return the share of streams or texts for which a candidate gave the same answer as the reference."""
+
+    def answers(wanted: Cell) -> tuple[str, ...]:
+        found = (r for r in repetitions if r.scenario == scenario)
+        return next(
+            r.outcome.answers for r in found if (r.candidate, r.variant) == (wanted.candidate, wanted.variant)
+        )
+
+    mine, theirs = answers(cell), answers(reference)
+    return statistics.fmean(a == b for a, b in zip(mine, theirs, strict=True)) if theirs else float("nan")

@@ -1,0 +1,123 @@
+"""One contender in a process of its own: its threads, memory and caches are nobody else's.
+
+The parent side is `WorkerProcess`; `python -m bench.worker FACTORY CONFIG` is the child. They speak one JSON
+line each way for every run. Must not know what a contender does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import IO, Any, Protocol
+
+from bench.measurement import Outcome
+
+STOP_S = 30.0
+SHOWN_LOG_CHARS = 2000
+
+
+class Runner(Protocol):
+    """What a factory makes in the child: loads when it is made, runs scenarios, lets go when closed."""
+
+    def run(self, scenario: str) -> Outcome:
+        """Run a scenario once. Only the work itself is timed."""
+
+    def close(self) -> None:
+        """Stop everything that was started."""
+
+
+class WorkerFailed(RuntimeError):
+    """The child ended, or never got ready."""
+
+    def __init__(self, factory: str, log: str) -> None:
+        super().__init__(f"{factory} failed; the end of its log:\n{log[-SHOWN_LOG_CHARS:]}")
+
+
+class WorkerProcess:
+    """A contender in a child process. Ready when constructed; close it, or use it in a `with` block."""
+
+    def __init__(self, factory: str, config: Mapping[str, Any], *, num_threads: int) -> None:
+        self._factory = factory
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", factory, json.dumps(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"},
+        )
+        self._receive()
+
+    def run(self, scenario: str) -> Outcome:
+        """Run a scenario once in the child. Raises `WorkerFailed` when the child dies of it."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps(scenario) + "\n")
+        stdin.flush()
+        return Outcome(**self._receive())
+
+    def close(self) -> None:
+        """End the child, which ends what it started. Safe to repeat."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _receive(self) -> dict[str, Any]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line:
+            self._process.wait()
+            self._log.seek(0)
+            raise WorkerFailed(self._factory, self._log.read())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def main(factory: str, config: str) -> None:
+    """Make the contender, say that it is ready, and run what the parent names until it closes the pipe."""
+    answers = _private_stdout()
+    module, _, name = factory.partition(":")
+    make: Callable[..., Runner] = getattr(importlib.import_module(module), name)
+    runner = make(**json.loads(config))
+    try:
+        _send(answers, {})
+        for line in sys.stdin:
+            outcome = asdict(runner.run(json.loads(line)))
+            _send(answers, outcome)
+    finally:
+        runner.close()
+
+
+def _private_stdout() -> IO[str]:
+    """Return the real standard output; what libraries print goes to standard error from here on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _send(answers: IO[str], message: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
