@@ -1,0 +1,57 @@
+"""Settings of the encoder service: `AIMASS_ENCODER_<FIELD>`. Knows no model and no request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aimass_serving.session import CUDA_PROVIDER
+
+from aimass_encoder.batcher import BatchLimits
+
+CUDA_LENGTH_MULTIPLE = 8
+"""CUDA kernels are chosen by shape, so few shapes pay off there. On the CPU every length ran at the speed of
+its own tokens, and padding only costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What the encoder service takes and how it batches."""
+
+    max_batch_items: int = 2048
+    """Texts of one call."""
+    max_text_chars: int = 262_144
+    """Characters of one text. Longer ones are refused before they are tokenised."""
+    cpu_batch_tokens: int = 1024
+    """Rows times padded length of one batch on the CPU, where larger batches are hardly faster and keep
+    urgent calls waiting longer. Raised to the model's longest text if that is more."""
+    cuda_batch_tokens: int = 16_384
+    """The same on CUDA."""
+    max_batch_rows: int = 256
+    """Texts of one batch."""
+    max_amplification: float = 1.5
+    """Bound of n * max(len)^2 / sum(len^2) over a batch's padded lengths."""
+    max_queue_tokens: int = 131_072
+    """Calls are admitted while fewer tokens than this wait."""
+    patience_s: float = 5.0
+    """A text is due this long after its turn, or at its deadline if that is earlier."""
+    num_tokenizer_threads: int = 2
+    """Calls tokenised at the same time."""
+    max_tokenizing_chars: int = 8_388_608
+    """Calls are admitted while fewer characters than this wait for a tokeniser."""
+    stream_window: int = 64
+    """Texts of one stream that are in work at once; the stream is not read further until one is answered."""
+
+    def batch_limits(self, execution_provider: str, *, max_tokens: int) -> BatchLimits:
+        """Return the batcher's limits for a model whose longest text has `max_tokens`."""
+        is_cuda = execution_provider == CUDA_PROVIDER
+        multiple = CUDA_LENGTH_MULTIPLE if is_cuda else 1
+        longest = -(-max_tokens // multiple) * multiple
+        budget = self.cuda_batch_tokens if is_cuda else self.cpu_batch_tokens
+        return BatchLimits(
+            max_batch_tokens=max(budget, longest),
+            max_batch_rows=self.max_batch_rows,
+            max_amplification=self.max_amplification,
+            max_queue_tokens=self.max_queue_tokens,
+            patience_s=self.patience_s,
+            length_multiple=multiple,
+        )

@@ -1,0 +1,47 @@
+"""What is read off an encoder's outputs for each text of a batch. Must not know texts, requests or queues.
+
+A head is a function of a batch; the pipeline calls it with the rows of the texts that asked for it, so that
+texts of different tasks can share one run of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from aimass_serving.errors import AimassError, ModelFailed
+from numpy.typing import NDArray
+
+from aimass_encoder.pooling import Pooling, pool
+from aimass_encoder.runner import HIDDEN, Outputs
+
+Reading = TypeVar("Reading", covariant=True)
+
+
+class Head(Protocol[Reading]):
+    """Reads one result for each row."""
+
+    def __call__(self, outputs: Outputs, mask: NDArray[np.int64]) -> Sequence[Reading | AimassError]:
+        """Return one result, or the reason there is none, for each row.
+
+        `outputs` are [rows, ...], `mask` is [rows, seq]. Results must not share memory with `outputs`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingHead:
+    """One vector for each text, not normalised. A vector that holds NaN or infinity fails its own text."""
+
+    pooling: Pooling
+    model: str
+
+    def __call__(
+        self, outputs: Outputs, mask: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.float32] | AimassError]:
+        """Return vectors of shape [hidden_size]."""
+        hidden = outputs[HIDDEN].astype(np.float32, copy=False)  # [rows, seq, hidden_size]
+        vectors = pool(hidden, mask, self.pooling)  # [rows, hidden_size]
+        failed = ModelFailed(self.model, detail="the vector of this text holds values that are not numbers")
+        return [vector if np.isfinite(vector).all() else failed for vector in vectors]

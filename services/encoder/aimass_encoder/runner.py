@@ -1,0 +1,73 @@
+"""Runs an encoder graph on right-padded batches of token ids. Must not know texts, requests or queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aimass_serving.session import Session
+from numpy.typing import NDArray
+
+TOKEN_IDS = "input_ids"  # noqa: S105 - not a secret
+MASK = "attention_mask"
+TYPE_IDS = "token_type_ids"
+HIDDEN = "last_hidden_state"
+
+Outputs = Mapping[str, NDArray[Any]]
+"""The graph's outputs by name, first axis = rows of the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Rows of token ids, padded on the right to one length."""
+
+    token_ids: NDArray[np.int64]  # [batch, seq]
+    mask: NDArray[np.int64]  # [batch, seq], 1 for tokens, 0 for padding
+
+    @property
+    def num_rows(self) -> int:
+        """Texts in the batch."""
+        return len(self.token_ids)
+
+
+def pad_right(rows: Sequence[NDArray[np.int64]], *, length: int, pad_token_id: int) -> PaddedBatch:
+    """Lay rows of at most `length` tokens into one batch."""
+    token_ids = np.full((len(rows), length), pad_token_id, np.int64)
+    mask = np.zeros((len(rows), length), np.int64)
+    for row, ids in enumerate(rows):
+        token_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+    return PaddedBatch(token_ids, mask)
+
+
+class EncoderRunner:
+    """An encoder graph, ready to run. One run at a time."""
+
+    def __init__(self, session: Session, *, pad_token_id: int) -> None:
+        self._session = session
+        self._pad_token_id = pad_token_id
+        self._wants_type_ids = any(i.name == TYPE_IDS for i in session.inputs)
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime execution provider that runs the graph."""
+        return self._session.execution_provider
+
+    def pad(self, rows: Sequence[NDArray[np.int64]], *, length: int) -> PaddedBatch:
+        """Lay rows of at most `length` tokens into one batch, with the model's padding token."""
+        return pad_right(rows, length=length, pad_token_id=self._pad_token_id)
+
+    def run(self, batch: PaddedBatch) -> Outputs:
+        """Run the graph once. `last_hidden_state` is float32 [batch, seq, hidden_size]."""
+        feeds = {TOKEN_IDS: batch.token_ids, MASK: batch.mask}
+        if self._wants_type_ids:
+            feeds[TYPE_IDS] = np.zeros_like(batch.token_ids)
+        return self._session.run(feeds)
+
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Run each `(rows, length)` once, so that memory is taken and kernels are chosen before traffic."""
+        for num_rows, length in shapes:
+            row = np.full(length, self._pad_token_id, np.int64)
+            self.run(self.pad([row] * num_rows, length=length))

@@ -1,0 +1,230 @@
+"""`EmbeddingService`: translates between the wire and the engine, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from aimass.common.v1 import error_pb2, usage_pb2
+from aimass.embedding.v1 import embedding_service_pb2 as pb
+from aimass.embedding.v1.embedding_service_pb2_grpc import (
+    EmbeddingServiceServicer,
+    add_EmbeddingServiceServicer_to_server,
+)
+from aimass_serving.errors import (
+    AimassError,
+    InputTooLong,
+    InvalidField,
+    InvalidFields,
+    ModelFailed,
+    Overloaded,
+    Violation,
+)
+from aimass_serving.registry import ModelRegistry
+from aimass_serving.request_context import RequestContext, request_context
+
+from aimass_encoder.engine import EncoderEngine
+from aimass_encoder.request import (
+    EmbeddedText,
+    EmbedOptions,
+    EmbedRequest,
+    PhaseTimings,
+    Truncation,
+    VectorDtype,
+)
+from aimass_encoder.stream import in_order
+from aimass_encoder.vectors import PackedVector, pack
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+
+ITEM_ERRORS = (InvalidFields, InputTooLong, ModelFailed, Overloaded)
+"""What fails one text of a stream; anything else ends the stream."""
+
+_TRUNCATIONS: Mapping[int, Truncation] = {
+    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
+    pb.TRUNCATION_NONE: Truncation.NONE,
+    pb.TRUNCATION_END: Truncation.END,
+    pb.TRUNCATION_START: Truncation.START,
+}
+_DTYPES: Mapping[int, tuple[VectorDtype, pb.VectorDtype.ValueType]] = {
+    pb.VECTOR_DTYPE_UNSPECIFIED: (VectorDtype.FLOAT32, pb.VECTOR_DTYPE_FLOAT32),
+    pb.VECTOR_DTYPE_FLOAT32: (VectorDtype.FLOAT32, pb.VECTOR_DTYPE_FLOAT32),
+    pb.VECTOR_DTYPE_FLOAT16: (VectorDtype.FLOAT16, pb.VECTOR_DTYPE_FLOAT16),
+    pb.VECTOR_DTYPE_INT8: (VectorDtype.INT8, pb.VECTOR_DTYPE_INT8),
+    pb.VECTOR_DTYPE_BINARY: (VectorDtype.BINARY, pb.VECTOR_DTYPE_BINARY),
+}
+Choice = TypeVar("Choice")
+
+
+def register(server: grpc.aio.Server, registry: ModelRegistry[EncoderEngine]) -> Sequence[str]:
+    """Add the servicers of the encoder service; return their full names."""
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(registry), server)
+    return [SERVICE_NAME]
+
+
+class EmbeddingServicer(EmbeddingServiceServicer):
+    """Answers with the vectors of the engines in the registry."""
+
+    def __init__(self, registry: ModelRegistry[EncoderEngine]) -> None:
+        self._registry = registry
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        """Return one result for each text, in order. One bad text fails its own result, not the call."""
+        call = request_context(context, request.request_id)
+        dtype, dtype_pb = _chosen(_DTYPES, request.options.dtype, "options.dtype", pb.VectorDtype)
+        served = self._registry.get(request.model)
+        reply = await served.engine.embed(
+            EmbedRequest(request.texts, embed_options(request.options), deadline_s=call.deadline_s)
+        )
+        return pb.EmbedResponse(
+            results=result_pbs(reply.results, dtype),
+            dimensions=reply.dimensions,
+            dtype=dtype_pb,
+            model=served.name,
+            model_version=served.version,
+            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
+            timings=timings_pb(reply.timings),
+        )
+
+    async def EmbedStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Any
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        """Embed texts as they arrive; answer in order. A bad text fails its own answer, not the stream."""
+        config = await _first_config(request_iterator)
+        call = request_context(context, config.request_id)
+        stream = self._open(config, call)
+        async for response in in_order(
+            _numbered_texts(request_iterator), stream.embed, window=stream.engine.stream_window
+        ):
+            yield response
+
+    def _open(self, config: pb.EmbedStreamConfig, call: RequestContext) -> _EmbedStream:
+        """Check the configuration of a stream; its fields are named from the stream's first message."""
+        try:
+            dtype, dtype_pb = _chosen(_DTYPES, config.options.dtype, "options.dtype", pb.VectorDtype)
+            options = embed_options(config.options)
+            engine = self._registry.get(config.model).engine
+            engine.check_options(options)
+        except InvalidFields as error:
+            raise InvalidFields(replace(v, field=f"config.{v.field}") for v in error.violations) from error
+        return _EmbedStream(engine, options, dtype, dtype_pb, deadline_s=call.deadline_s)
+
+
+class _EmbedStream:
+    """One stream: everything its texts share."""
+
+    def __init__(
+        self,
+        engine: EncoderEngine,
+        options: EmbedOptions,
+        dtype: VectorDtype,
+        dtype_pb: pb.VectorDtype.ValueType,
+        *,
+        deadline_s: float | None,
+    ) -> None:
+        self.engine = engine
+        self._options = options
+        self._dtype = dtype
+        self._dtype_pb = dtype_pb
+        self._deadline_s = deadline_s
+
+    async def embed(self, numbered: tuple[int, str]) -> pb.EmbedStreamResponse:
+        index, text = numbered
+        try:
+            reply = await self.engine.embed(
+                EmbedRequest([text], self._options, deadline_s=self._deadline_s, field_name="text")
+            )
+            results: Sequence[EmbeddedText | AimassError] = reply.results
+        except ITEM_ERRORS as error:
+            results = [error]
+        (result,) = result_pbs(results, self._dtype)
+        return pb.EmbedStreamResponse(
+            index=index,
+            result=result,
+            dimensions=self._options.dimensions or self.engine.limits.dimensions,
+            dtype=self._dtype_pb,
+        )
+
+
+def embed_options(options: pb.EmbedOptions) -> EmbedOptions:
+    """Return the engine's options. Raises `InvalidField`."""
+    return EmbedOptions(
+        normalize=options.normalize if options.HasField("normalize") else None,
+        truncation=_chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
+        dimensions=options.dimensions if options.HasField("dimensions") else None,
+        prompt_name=options.prompt_name,
+    )
+
+
+def result_pbs(results: Sequence[EmbeddedText | AimassError], dtype: VectorDtype) -> Sequence[pb.EmbedResult]:
+    """Return the results as they travel, vectors packed."""
+    texts = [result for result in results if isinstance(result, EmbeddedText)]
+    packed = iter(pack(np.stack([t.vector for t in texts]), dtype) if texts else [])
+    return [
+        pb.EmbedResult(embedding=_embedding_pb(result, next(packed)))
+        if isinstance(result, EmbeddedText)
+        else pb.EmbedResult(error=item_error_pb(result))
+        for result in results
+    ]
+
+
+def item_error_pb(error: AimassError) -> error_pb2.ItemError:
+    """Return an error as one item's result."""
+    violations: Sequence[Violation] = ()
+    if isinstance(error, InvalidFields):
+        violations = error.violations
+    if isinstance(error, InputTooLong):
+        violations = [Violation(error.field, error.description)]
+    return error_pb2.ItemError(
+        reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
+        message=str(error),
+        violations=[error_pb2.FieldViolation(field=v.field, description=v.description) for v in violations],
+    )
+
+
+def timings_pb(timings: PhaseTimings) -> usage_pb2.Timings:
+    """Return the phases' durations as they travel."""
+    return usage_pb2.Timings(
+        tokenize_ms=timings.tokenize_ms,
+        queue_ms=timings.queue_ms,
+        compute_ms=timings.compute_ms,
+        total_ms=timings.total_ms,
+    )
+
+
+def _embedding_pb(text: EmbeddedText, packed: PackedVector) -> pb.Embedding:
+    return pb.Embedding(
+        vector=packed.content,
+        scale=packed.scale,
+        tokens=text.num_tokens,
+        truncated_tokens=text.num_truncated_tokens,
+    )
+
+
+async def _first_config(requests: AsyncIterator[pb.EmbedStreamRequest]) -> pb.EmbedStreamConfig:
+    first = await anext(requests, None)
+    kind = first.WhichOneof("request") if first is not None else None
+    if first is None or kind != "config":
+        raise InvalidField("config", expected="the configuration in the first message", got=kind or "nothing")
+    return first.config
+
+
+async def _numbered_texts(requests: AsyncIterator[pb.EmbedStreamRequest]) -> AsyncIterator[tuple[int, str]]:
+    index = 0
+    async for request in requests:
+        kind = request.WhichOneof("request")
+        if kind != "text":
+            raise InvalidField("text", expected="a text in every message after the first", got=kind)
+        yield index, request.text
+        index += 1
+
+
+def _chosen(choices: Mapping[int, Choice], number: int, field: str, enum: Any) -> Choice:
+    """Return what an enum's number stands for. Raises `InvalidField` for one this server does not know."""
+    if number not in choices:
+        names = ", ".join(enum.Name(choice) for choice in choices)
+        raise InvalidField(field, expected=f"one of {names}", got=number)
+    return choices[number]

@@ -1,0 +1,84 @@
+"""Fakes of the encoder's seams: a graph written in NumPy that can be held, and a tokeniser of words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from aimass_serving.session import CPU_PROVIDER, TensorInfo
+from aimass_serving.testing import FakeSession
+from numpy.typing import NDArray
+
+from aimass_encoder.request import Truncation
+from aimass_encoder.runner import HIDDEN, MASK, TOKEN_IDS
+from aimass_encoder.tokenization import TokenizedText
+
+HIDDEN_SIZE = 8
+START_ID, END_ID, POISON_ID = 1, 2, 3
+_FIRST_WORD_ID, _NUM_WORD_IDS = 10, 990
+
+
+class FakeEncoderGraph:
+    """An encoder whose tokens see one another and not the padding.
+
+    The token `poison` makes its own row NaN. While `gate` is clear, runs wait: tests then know what is queued.
+    """
+
+    def __init__(self) -> None:
+        self._table = np.random.default_rng(0).normal(size=(1000, HIDDEN_SIZE)).astype(np.float32)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.shapes: list[tuple[int, int]] = []
+        """Shape of each run, begun or done."""
+        self.failure: Exception | None = None
+        """Raised by runs while set."""
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        token_ids, mask = feeds[TOKEN_IDS], feeds[MASK][:, :, None]
+        self.shapes.append(token_ids.shape)
+        if not self.gate.wait(timeout=30):
+            raise TimeoutError("the test never opened the gate")
+        if self.failure is not None:
+            raise self.failure
+        tokens = self._table[token_ids]  # [batch, seq, hidden_size]
+        context = (tokens * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
+        poison = np.where((token_ids == POISON_ID).any(axis=1)[:, None, None], np.nan, 0)
+        return {HIDDEN: (tokens + context + poison).astype(np.float32)}
+
+
+def fake_session(graph: FakeEncoderGraph, *, execution_provider: str = CPU_PROVIDER) -> FakeSession:
+    """Return a session that runs `graph`."""
+    dtype = np.dtype(np.int64)
+    return FakeSession(
+        graph,
+        inputs=[TensorInfo(TOKEN_IDS, dtype, ("batch", "seq")), TensorInfo(MASK, dtype, ("batch", "seq"))],
+        outputs=[TensorInfo(HIDDEN, np.dtype(np.float32), ("batch", "seq", HIDDEN_SIZE))],
+        execution_provider=execution_provider,
+    )
+
+
+class WordTokenizer:
+    """One token a word, between a start and an end token. The word `poison` is `POISON_ID`."""
+
+    def __init__(self, *, max_tokens: int = 16) -> None:
+        self._max_tokens = max_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
+        return [self._tokenized(text, truncation) for text in texts]
+
+    def _tokenized(self, text: str, truncation: Truncation) -> TokenizedText:
+        words = [_word_id(word) for word in text.split()]
+        room = self._max_tokens - 2
+        kept = words[-room:] if truncation is Truncation.START else words[:room]
+        token_ids = np.array([START_ID, *kept, END_ID], np.int64)
+        return TokenizedText(token_ids, len(words) - len(kept))
+
+
+def _word_id(word: str) -> int:
+    return POISON_ID if word == "poison" else _FIRST_WORD_ID + sum(word.encode()) % _NUM_WORD_IDS
