@@ -94,9 +94,9 @@ def running_collector(
 ) -> Iterator[int]:
     """Receive OTLP/gRPC for the collector and give the port, a free one for 0. Raises `PortInUse`."""
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(collector), server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(), server)
-    logs_service_pb2_grpc.add_LogsServiceServicer_to_server(_Logs(), server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(collector), server)  # type: ignore[no-untyped-call]
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(), server)  # type: ignore[no-untyped-call]
+    logs_service_pb2_grpc.add_LogsServiceServicer_to_server(_Logs(), server)  # type: ignore[no-untyped-call]
     try:
         bound_port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

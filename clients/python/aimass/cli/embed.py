@@ -1,0 +1,96 @@
+"""`aimass embed`: vectors for scripts, or a table of similarities for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
+from aimass.cli.session import chosen_model, connected
+from aimass.embedding_client import EmbeddingClient
+from aimass.embedding_options import EmbeddingOptions, Truncation
+from aimass.embeddings import Embeddings
+
+MAX_HEADER_CHARS = 24
+
+Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
+Dimensions = Annotated[int | None, typer.Option(help="Keep this many leading dimensions (Matryoshka).")]
+PromptName = Annotated[str | None, typer.Option(help="One of the model's prompts, such as query.")]
+Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
+
+
+def embed(
+    ctx: typer.Context,
+    texts: Texts,
+    *,
+    model: ModelName = None,
+    address: Address = ENCODER_ADDRESS,
+    dimensions: Dimensions = None,
+    prompt_name: PromptName = None,
+    truncation: Truncate = Truncation.END,
+    deadline_s: Deadline = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn texts into vectors. Without --json, print how similar they are."""
+    options = EmbeddingOptions(dimensions=dimensions, prompt_name=prompt_name, truncation=truncation)
+    with connected(ctx, address) as connection:
+        name = chosen_model(connection, model)
+        embeddings = EmbeddingClient(connection).embed(
+            texts, model=name, options=options, deadline_s=deadline_s
+        )
+    if as_json:
+        typer.echo(json.dumps(embeddings_object(embeddings)))
+    elif not embeddings.errors:
+        Console().print(similarity_table(texts, embeddings.vectors))
+    _report_errors(embeddings)
+
+
+def embeddings_object(embeddings: Embeddings) -> dict[str, object]:
+    """Return the vectors as a JSON-ready object for scripts; null stands for the vector of a failed text."""
+    errors = {str(i): {"reason": e.reason, "message": e.message} for i, e in embeddings.errors.items()}
+    return {
+        "vectors": [
+            None if i in embeddings.errors else [float(f"{x:.9g}") for x in row]
+            for i, row in enumerate(embeddings.vectors)
+        ],
+        "errors": errors,
+        "dimensions": embeddings.vectors.shape[1],
+        "model": embeddings.model,
+        "model_version": embeddings.model_version,
+        "usage": asdict(embeddings.usage),
+        "timings": asdict(embeddings.timings),
+    }
+
+
+def cosine_similarities(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosine of each pair: `[n, dimensions]` to float32 `[n, n]`. A zero vector gives 0."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    similarities: NDArray[np.float32] = units @ units.T  # [n, n]
+    return similarities
+
+
+def similarity_table(texts: Sequence[str], vectors: NDArray[np.float32]) -> Table:
+    """Return a table for a terminal: each text against each, numbered in the order given."""
+    table = Table(title="cosine similarity", title_justify="left")
+    table.add_column("text", overflow="fold")
+    for number in range(1, len(texts) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for number, (text, row) in enumerate(zip(texts, cosine_similarities(vectors), strict=True), 1):
+        table.add_row(f"{number} {text}", *(f"{value:.3f}" for value in row))
+    return table
+
+
+def _report_errors(embeddings: Embeddings) -> None:
+    for index, error in sorted(embeddings.errors.items()):
+        typer.echo(f"aimass: texts[{index}]: {error.reason}: {error.message}", err=True)
+    if embeddings.errors:
+        raise typer.Exit(1)
