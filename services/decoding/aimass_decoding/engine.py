@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -104,11 +105,11 @@ class DecodingEngine:
         self._refuse_unfit(request)
         sequence, outlet = self._submit(request)
         try:
-            while True:
+            delta = replace(await outlet.read(), timings=sequence.timings)
+            yield delta
+            while delta.finish is None:
                 delta = await outlet.read()
                 yield delta
-                if delta.finish is not None:
-                    return
         finally:
             if not outlet.has_ended:
                 self._inbox.put(partial(self._stepper.abort, sequence, time.monotonic()))

@@ -160,3 +160,5 @@ class TokenDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: SequenceFinish | None = None
+    timings: SequenceTimings | None = None
+    """With the first delta: when the phases so far began, for a reader who may stop before the end."""
