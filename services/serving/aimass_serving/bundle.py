@@ -171,10 +171,15 @@ def _needed_files(manifest: ModelManifest) -> Iterator[str]:
             yield text_file
 
 
-def _place(root: Path, relative: str, *, bundle: str) -> Path:
-    """Return `root/relative` when it is a regular file reached without links. Raises `BadBundle`."""
+def check_plain_path(relative: str, *, bundle: str) -> None:
+    """Raise `BadBundle` unless `relative` can only name a file below the folder it is joined to."""
     if not _PATH_PATTERN.fullmatch(relative):
         raise BadBundle(bundle, detail=f"expected a plain path inside the bundle, got {relative!r}")
+
+
+def _place(root: Path, relative: str, *, bundle: str) -> Path:
+    """Return `root/relative` when it is a regular file reached without links. Raises `BadBundle`."""
+    check_plain_path(relative, bundle=bundle)
     place = root
     for part in relative.split("/"):
         place = place / part

@@ -40,8 +40,10 @@ class Call:
     """Address of the caller."""
     received_ns: int
     """On the wall clock (`time.time_ns`)."""
+    received_s: float
+    """The same moment on the monotonic clock (`time.monotonic`)."""
     deadline_s: float | None
-    """On the monotonic clock (`time.monotonic`)."""
+    """On the monotonic clock."""
     request_id: str = ""
     outcome: Outcome = field(default_factory=Outcome)
 

@@ -40,6 +40,8 @@ class StoreConfig:
     """Serve only these: `name` (its newest version) or `name@version`. Empty serves all of the right task."""
     max_versions: int = 2
     """How many of the newest versions of each name to serve when `models` is empty; 0 serves all."""
+    cache: Path | None = None
+    """Folder for copies of remote bundles; `~/.cache/aimass` when unset."""
     allow_unverified: bool = False
     """Serve bundles with wrong checksums or without parity, and say so in their metadata."""
 

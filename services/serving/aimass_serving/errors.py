@@ -5,6 +5,7 @@
     │   └── InvalidField                          one field: expected, got
     ├── InputTooLong         INPUT_TOO_LONG       more tokens than fit
     ├── MalformedMessage     MALFORMED_MESSAGE    bytes that are not what their type says
+    ├── MessageTooLarge      MESSAGE_TOO_LARGE    more bytes than the server takes
     ├── ModelNotFound        MODEL_NOT_FOUND
     ├── ModelNotReady        MODEL_NOT_READY
     ├── WrongTask            WRONG_TASK
@@ -17,6 +18,7 @@
     ├── DeviceUnavailable    DEVICE_UNAVAILABLE   asked for CUDA, there is none
     └── StartFailure                              why a service did not start; never sent to a caller
         ├── BadConfig                             a setting that is unknown or has no meaning
+        ├── StoreUnavailable                      cannot be listed
         ├── NothingToServe                        the store is missing, empty or holds other tasks only
         ├── NoModelLoaded                         every model failed to load
         └── PortUnavailable                       in use, or not allowed
@@ -91,6 +93,15 @@ class MalformedMessage(AimassError):
         super().__init__(
             f"expected a {message_type} with valid UTF-8 text, got bytes that do not parse: {detail}"
         )
+
+
+class MessageTooLarge(AimassError):
+    """A message has more bytes than the server takes."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+    def __init__(self, message_type: str, *, num_bytes: int, max_bytes: int) -> None:
+        super().__init__(f"expected a {message_type} of at most {max_bytes} bytes, got {num_bytes}")
 
 
 class ModelNotFound(AimassError):
@@ -189,6 +200,13 @@ class DeviceUnavailable(AimassError):
 
 class StartFailure(AimassError):
     """The service could not start. One line for the operator; never sent to a caller."""
+
+
+class StoreUnavailable(StartFailure):
+    """The store cannot be listed."""
+
+    def __init__(self, store: str, *, detail: str) -> None:
+        super().__init__(f"store {store!r} cannot be read: {detail}")
 
 
 class BadConfig(StartFailure):

@@ -17,10 +17,15 @@ from aimass_serving.errors import PortUnavailable
 from aimass_serving.interceptors.layering import Layer, LayeredInterceptor
 from aimass_serving.tls import server_credentials
 
+CORE_LIMIT_FACTOR = 4
+"""The C core refuses messages of this many times the limit, with an error of its own that has no details.
+Below that the layers check the limit, and answer with a reason."""
+
 
 def build_server(config: ServerConfig, layers: Sequence[Layer]) -> grpc.aio.Server:
     """Return a server with these layers around every RPC, outermost first. It has no port yet."""
-    return grpc.aio.server(interceptors=[LayeredInterceptor(layers)], options=server_options(config))
+    layering = LayeredInterceptor(layers, max_message_bytes=config.max_receive_bytes)
+    return grpc.aio.server(interceptors=[layering], options=server_options(config))
 
 
 def server_options(config: ServerConfig) -> list[tuple[str, Any]]:
@@ -28,7 +33,7 @@ def server_options(config: ServerConfig) -> list[tuple[str, Any]]:
     options: dict[str, Any] = {
         # Two processes on one port would split connections by chance; a port in use must be an error.
         "grpc.so_reuseport": 0,
-        "grpc.max_receive_message_length": config.max_receive_bytes,
+        "grpc.max_receive_message_length": config.max_receive_bytes * CORE_LIMIT_FACTOR,
         "grpc.max_send_message_length": config.max_send_bytes,
         # Above the soft limit calls are refused at random, above the hard one always: one limit for both.
         "grpc.max_metadata_size": config.max_metadata_bytes,
@@ -40,7 +45,7 @@ def server_options(config: ServerConfig) -> list[tuple[str, Any]]:
         "grpc.http2.ping_timeout_ms": _ms(config.keepalive_timeout_s),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
-        "grpc.http2.min_ping_interval_without_data_ms": _ms(config.min_client_ping_interval_s),
+        "grpc.http2.min_ping_interval_without_data_ms": _ms(config.keepalive_time_s),
         "grpc.http2.min_recv_ping_interval_without_data_ms": _ms(config.min_client_ping_interval_s),
     }
     if config.max_connection_age_s:

@@ -11,12 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from aimass_serving.config import LogFormat, ServiceConfig, from_env
 from aimass_serving.errors import AimassError
+from aimass_serving.installed import installed_services
 from aimass_serving.lifecycle import RunningService
 from aimass_serving.logs import LEVELS, configure_logging
 from aimass_serving.plan import LoadContext, ServicePlan
@@ -24,10 +24,7 @@ from aimass_serving.session import Device
 from aimass_serving.store import open_store
 from aimass_serving.telemetry import configure_telemetry, shutdown_telemetry
 
-__all__ = ["SERVICES_GROUP", "LoadContext", "ServicePlan", "run_service"]
-
-SERVICES_GROUP = "aimass.services"
-"""Entry-point group of the installed services; each entry is its `main`."""
+__all__ = ["LoadContext", "ServicePlan", "run_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +73,7 @@ def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> in
 
 async def _serve(plan: ServicePlan[Any], config: ServiceConfig, announcement: Announcement) -> None:
     signals = _Signals()
-    service = RunningService(plan, open_store(config.store.store), config)
+    service = RunningService(plan, open_store(config.store.store, cache=config.store.cache), config)
     try:
         await service.start()
         if await signals.interrupts(service.load()):
@@ -116,8 +113,9 @@ class _Signals:
 
 
 def _config(plan: ServicePlan[Any], options: dict[str, Any]) -> ServiceConfig:
-    others = [entry.name for entry in entry_points(group=SERVICES_GROUP)]
-    config = from_env(os.environ, service=plan.name, configs=plan.configs, other_services=others)
+    config = from_env(
+        os.environ, service=plan.name, configs=plan.configs, other_services=installed_services()
+    )
     return config.override(options)
 
 

@@ -24,11 +24,12 @@ from aimass_serving.bundle import (
     NAME_PATTERN,
     VERSION_PATTERN,
     Bundle,
+    check_plain_path,
     parse_manifest,
     read_bundle,
     read_manifest,
 )
-from aimass_serving.errors import BadBundle
+from aimass_serving.errors import BadBundle, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +61,21 @@ class ModelStore(Protocol):
         """Return a checked bundle on local disk. Blocking. Raises `BadBundle`."""
 
 
-def open_store(url: str) -> ModelStore:
-    """Return the store at `url`: a local folder, or a URL such as `s3://bucket/models`."""
+def open_store(url: str, *, cache: Path | None = None) -> ModelStore:
+    """Return the store at `url`: a local folder, or a URL such as `s3://bucket/models`.
+
+    `cache` is aimass's cache folder, `~/.cache/aimass` when None: remote bundles are copied below it.
+    """
     if "://" not in url:
         return LocalStore(Path(url).expanduser())
     if url.startswith("file://"):
         return LocalStore(Path(url.removeprefix("file://")))
-    return RemoteStore(url, cache=default_cache_folder())
+    return RemoteStore(url, cache=(cache or default_cache_folder()) / "bundles")
 
 
 def default_cache_folder() -> Path:
-    """Return the folder for copies of remote bundles: `$XDG_CACHE_HOME/aimass/bundles`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aimass" / "bundles"
+    """Return aimass's folder among the user's caches: `$XDG_CACHE_HOME/aimass`, else `~/.cache/aimass`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aimass"
 
 
 class LocalStore:
@@ -116,14 +120,11 @@ class RemoteStore:
         return self._url
 
     def list(self) -> list[BundleRef]:
-        files, root = fsspec.core.url_to_fs(self._url)
-        pattern = f"{root.rstrip('/')}/*/*/{MANIFEST_FILE}"
-        folders = [PurePosixPath(path).parent for path in files.glob(pattern)]
-        return _ordered(
-            BundleRef(folder.parent.name, folder.name, self._task(files, folder))
-            for folder in folders
-            if _is_ref(folder.parent.name, folder.name)
-        )
+        try:
+            files, root = fsspec.core.url_to_fs(self._url)
+            return _ordered(self._refs(files, root))
+        except Exception as error:  # each file system of fsspec raises errors of its own
+            raise StoreUnavailable(self._url, detail=f"{type(error).__name__}: {error}") from error
 
     def open(self, ref: BundleRef, *, allow_unverified: bool = False) -> Bundle:
         files, root = fsspec.core.url_to_fs(self._url)
@@ -134,6 +135,12 @@ class RemoteStore:
         if not local.exists():
             self._copy(files, folder, manifest_bytes, local=local)
         return read_bundle(local, allow_unverified=allow_unverified)
+
+    def _refs(self, files: Any, root: str) -> Iterator[BundleRef]:
+        for path in files.glob(f"{root.rstrip('/')}/*/*/{MANIFEST_FILE}"):
+            folder = PurePosixPath(path).parent
+            if _is_ref(folder.parent.name, folder.name):
+                yield BundleRef(folder.parent.name, folder.name, self._task(files, folder))
 
     def _task(self, files: Any, folder: PurePosixPath) -> Task.ValueType:
         name = f"{folder.parent.name}@{folder.name}"
@@ -150,8 +157,9 @@ class RemoteStore:
         try:
             _download(files, folder, manifest_bytes, staging=staging)
             staging.rename(local)
-        except FileExistsError:
-            logger.info("another process copied %s first", folder)
+        except OSError:
+            if not local.exists():  # it does when another process was first
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -159,9 +167,8 @@ class RemoteStore:
 def _download(files: Any, folder: PurePosixPath, manifest_bytes: bytes, *, staging: Path) -> None:
     (staging / MANIFEST_FILE).write_bytes(manifest_bytes)
     for file in parse_manifest(manifest_bytes, bundle=str(folder)).files:
+        check_plain_path(file.path, bundle=str(folder))
         target = staging / file.path
-        if not target.resolve().is_relative_to(staging.resolve()):
-            raise BadBundle(str(folder), detail=f"expected a path inside the bundle, got {file.path!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             files.get_file(str(folder / file.path), str(target))

@@ -55,6 +55,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the server. The server's log has the cause under the request id."""
     ERROR_REASON_MALFORMED_MESSAGE: _ErrorReason.ValueType  # 14
     """The bytes of a message are not what its type says: broken protobuf, or text that is not UTF-8."""
+    ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 15
+    """A message has more bytes than the server takes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failure.
@@ -93,6 +95,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
 """A fault of the server. The server's log has the cause under the request id."""
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 14
 """The bytes of a message are not what its type says: broken protobuf, or text that is not UTF-8."""
+ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 15
+"""A message has more bytes than the server takes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
