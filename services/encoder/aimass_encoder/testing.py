@@ -23,13 +23,15 @@ _FIRST_WORD_ID, _NUM_WORD_IDS = 10, 990
 class FakeEncoderGraph:
     """An encoder whose tokens see one another and not the padding.
 
-    The token `poison` makes its own row NaN. While `gate` is clear, runs wait: tests then know what is queued.
+    The token `poison` makes its own row NaN. Between `hold` and `open`, runs wait to be let through one by
+    one: tests then know what is queued.
     """
 
     def __init__(self) -> None:
         self._table = np.random.default_rng(0).normal(size=(1000, HIDDEN_SIZE)).astype(np.float32)
-        self.gate = threading.Event()
-        self.gate.set()
+        self._changed = threading.Condition()
+        self._is_held = False
+        self._num_allowed = 0
         self.shapes: list[tuple[int, int]] = []
         """Shape of each run, begun or done."""
         self.failure: Exception | None = None
@@ -38,14 +40,36 @@ class FakeEncoderGraph:
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         token_ids, mask = feeds[TOKEN_IDS], feeds[MASK][:, :, None]
         self.shapes.append(token_ids.shape)
-        if not self.gate.wait(timeout=30):
-            raise TimeoutError("the test never opened the gate")
+        self._wait_at_gate()
         if self.failure is not None:
             raise self.failure
         tokens = self._table[token_ids]  # [batch, seq, hidden_size]
         context = (tokens * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
         poison = np.where((token_ids == POISON_ID).any(axis=1)[:, None, None], np.nan, 0)
         return {HIDDEN: (tokens + context + poison).astype(np.float32)}
+
+    def hold(self) -> None:
+        """Let runs begin but not end."""
+        with self._changed:
+            self._is_held = True
+
+    def let_through(self, num_runs: int = 1) -> None:
+        """Let so many held runs end."""
+        with self._changed:
+            self._num_allowed += num_runs
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Let all runs end, now and from now on."""
+        with self._changed:
+            self._is_held = False
+            self._changed.notify_all()
+
+    def _wait_at_gate(self) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._is_held or self._num_allowed, timeout=30):
+                raise TimeoutError("the test never let this run through")
+            self._num_allowed -= self._is_held
 
 
 def fake_session(graph: FakeEncoderGraph, *, execution_provider: str = CPU_PROVIDER) -> FakeSession:
