@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from aimass_generation.chat_template import ChatTemplate
 from aimass_generation.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from aimass_generation.resolver import check_token_ids
 
 
 class PromptEncoder:
@@ -41,16 +42,8 @@ class PromptEncoder:
             raise InvalidField(prompt.FIELD, expected=expected, got=f"token {ids.max()}")
         return ids
 
-    def check_token_ids(self, token_ids: tuple[int, ...], *, field: str) -> None:
-        """Raise `InvalidField` for the first id outside the vocabulary, as `field[index]`."""
-        for index, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidField(
-                    f"{field}[{index}]", expected=f"a token id from 0 to {self._vocab_size - 1}", got=token_id
-                )
-
     def _known(self, token_ids: tuple[int, ...]) -> NDArray[np.int64]:
-        self.check_token_ids(token_ids, field=TokenPrompt.FIELD)
+        check_token_ids(token_ids, vocab_size=self._vocab_size, field=TokenPrompt.FIELD)
         return np.asarray(token_ids, np.int64)
 
     def _ids_of_text(self, prompt: TextPrompt | ChatPrompt) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aimass_decoding.request import TokenLogprob
+from aimass_decoding.request import SequenceTimings, TokenLogprob
 
 
 class FinishReason(StrEnum):
@@ -62,6 +62,20 @@ class Timings:
     total_ms: float
     """From arrival to the end."""
 
+    @classmethod
+    def of(cls, phases: SequenceTimings, *, arrived_ns: int, tokenized_ns: int, finished_ns: int) -> Timings:
+        """Return the phases' lengths. One that never began took no time; one still running ends now."""
+        prefill_ns = phases.prefill_ns or finished_ns
+        first_token_ns = phases.first_token_ns or finished_ns
+        return cls(
+            tokenize_ms=_ms(arrived_ns, tokenized_ns),
+            queue_ms=_ms(phases.submitted_ns or prefill_ns, prefill_ns),
+            prefill_ms=_ms(prefill_ns, first_token_ns),
+            decode_ms=_ms(first_token_ns, finished_ns),
+            time_to_first_token_ms=_ms(arrived_ns, first_token_ns) if phases.first_token_ns else 0.0,
+            total_ms=_ms(arrived_ns, finished_ns),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationFinish:
@@ -88,3 +102,8 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish: GenerationFinish
+
+
+def _ms(start_ns: int, end_ns: int) -> float:
+    """Wall clocks may step back: a length is never negative."""
+    return max(0, end_ns - start_ns) / 1e6

@@ -1,0 +1,289 @@
+"""Text in, text out: tokenises, runs a sequence on the decoding engine, gives its text as it becomes final.
+
+Knows no wire. All on the event loop but the tokenising of prompts, which has threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from aimass.model.v1.model_service_pb2 import ModelLimits
+from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta
+from aimass_serving.errors import AimassError, InvalidField, InvalidFields, Overloaded
+from aimass_serving.telemetry import emit_phase
+from numpy.typing import NDArray
+
+from aimass_generation.assembler import TextAssembler
+from aimass_generation.config import GenerationConfig
+from aimass_generation.detokenizer import TextDecoder
+from aimass_generation.observation import Observation
+from aimass_generation.prompt import PromptEncoder
+from aimass_generation.request import (
+    ChatPrompt,
+    GenerationRequest,
+    OutputOptions,
+    Prompt,
+    prompt_violations,
+)
+from aimass_generation.resolver import ModelProfile, RequestResolver, check_token_ids
+from aimass_generation.result import (
+    Completion,
+    FinishReason,
+    GenerationEvent,
+    GenerationFinish,
+    PromptInfo,
+    TextDelta,
+    Timings,
+    Usage,
+)
+from aimass_generation.stopping import StopMatcher
+
+T = TypeVar("T")
+
+_NOT_STARTED = SequenceTimings(submitted_ns=0)
+
+
+class TokenEngine(Protocol):
+    """What is needed of the decoding engine: token ids in, token ids out."""
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest sequence, prompt and text together."""
+
+    @property
+    def max_concurrent_sequences(self) -> int:
+        """How many sequences advance together."""
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime execution provider that runs the model."""
+
+    def generate(self, request: SequenceRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Give a sequence's tokens as they come; closing the generator gives the sequence up."""
+
+    async def drain(self) -> None:
+        """Take no new work and return when all work is done."""
+
+    def close(self) -> None:
+        """Stop at once. Blocking."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """One generation on its way. Times are `time.time_ns`."""
+
+    request: GenerationRequest
+    sequence: SequenceRequest
+    arrived_ns: int
+    tokenized_ns: int
+    phases: SequenceTimings = _NOT_STARTED
+
+    def timings(self, phases: SequenceTimings) -> Timings:
+        """Return where the time went; a sequence that was given up ends now."""
+        return Timings.of(
+            phases,
+            arrived_ns=self.arrived_ns,
+            tokenized_ns=self.tokenized_ns,
+            finished_ns=phases.finished_ns or time.time_ns(),
+        )
+
+
+class GenerationEngine:
+    """Generates texts with one model. Lives on the event loop; owns the threads that tokenise.
+
+    `generate` and `complete` take any number of requests at once. Whoever leaves `generate` early gives the
+    sequence up: its slot is free by the model's next step.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenEngine,
+        prompts: PromptEncoder,
+        text: TextDecoder,
+        profile: ModelProfile,
+        config: GenerationConfig,
+    ) -> None:
+        self._tokens = tokens
+        self._prompts = prompts
+        self._text = text
+        self._profile = profile
+        self._config = config
+        self._resolver = RequestResolver(profile)
+        self._num_in_threads = 0
+        self._threads = ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer")
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What a request must stay within."""
+        return ModelLimits(
+            max_tokens=self._tokens.max_context_tokens,
+            max_concurrent_sequences=self._tokens.max_concurrent_sequences,
+            max_batch_items=1,
+        )
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime execution provider that runs the model."""
+        return self._tokens.execution_provider
+
+    async def drain(self) -> None:
+        """Take no new work and return when all work is done."""
+        await self._tokens.drain()
+
+    def close(self) -> None:
+        """Stop at once and free everything. Blocking; may be called twice."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._tokens.close()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """Yield one PromptInfo, TextDeltas as text becomes final, and one GenerationFinish.
+
+        The PromptInfo comes with the first tokens: a request that is refused has sent nothing, so that a
+        caller may try again. Raises `InvalidFields`, `InputTooLong`, `Overloaded`, `DeadlineExceeded`,
+        `Draining`, `ModelFailed`.
+        """
+        observation = Observation(request, model=self._profile.name)
+        try:
+            async with aclosing(self._generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, GenerationFinish):
+                        observation.finished(event)
+                    yield event
+        except AimassError as error:
+            observation.failed(error.reason)
+            raise
+        finally:
+            observation.record()
+
+    async def complete(self, request: GenerationRequest) -> Completion:
+        """Return a whole generation: what `generate` yields, joined. Raises as `generate` does."""
+        infos, deltas, finishes = [], [], []
+        async with aclosing(self.generate(request)) as events:
+            async for event in events:
+                match event:
+                    case PromptInfo():
+                        infos.append(event)
+                    case TextDelta():
+                        deltas.append(event)
+                    case GenerationFinish():
+                        finishes.append(event)
+        return Completion(
+            prompt_info=infos[0],
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            finish=finishes[0],
+        )
+
+    async def tokenize(self, prompt: Prompt | None) -> tuple[int, ...]:
+        """Return the token ids of a prompt as `generate` sees them. Raises `InvalidFields`, `Overloaded`."""
+        refused = tuple(prompt_violations(prompt))
+        if refused or prompt is None:
+            raise InvalidFields(refused)
+        return tuple((await self._encode(prompt)).tolist())
+
+    async def detokenize(self, token_ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
+        """Return the text of token ids. Raises `InvalidField`, `Overloaded`."""
+        if not token_ids:
+            raise InvalidField("token_ids", expected="at least one token id", got=[])
+        check_token_ids(tuple(token_ids), vocab_size=self._profile.vocab_size, field="token_ids")
+        return await self._in_thread(
+            lambda: self._text.decode(token_ids, keep_special_tokens=keep_special_tokens)
+        )
+
+    async def _generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        run = await self._prepare(request)
+        assembler = self._assembler(request)
+        deltas = self._tokens.generate(run.sequence)
+        is_first = True
+        async with aclosing(deltas):
+            async for delta in deltas:
+                run.phases = delta.timings or run.phases
+                text, finish = _advance(run, assembler, delta)
+                if finish is not None:
+                    await deltas.aclose()  # The slot must not wait for a slow reader of the last words.
+                if is_first:
+                    yield _prompt_info(run.sequence)
+                    is_first = False
+                if text.text or text.token_ids or text.logprobs:
+                    yield text
+                if finish is not None:
+                    yield finish
+                    return
+
+    async def _prepare(self, request: GenerationRequest) -> _Run:
+        arrived_ns, arrived_s = time.time_ns(), time.monotonic()
+        assert request.prompt is not None  # A request without one does not exist.
+        prompt_ids = await self._encode(request.prompt)
+        sequence = self._resolver.resolve(request, request.prompt, prompt_ids, arrived_s=arrived_s)
+        return _Run(request, sequence, arrived_ns, time.time_ns())
+
+    async def _encode(self, prompt: Prompt) -> NDArray[np.int64]:
+        started_ns = time.time_ns()
+        try:
+            return await self._in_thread(lambda: self._prompts.encode(prompt))
+        finally:
+            emit_phase("tokenize", started_ns, time.time_ns())
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._num_in_threads >= self._config.max_waiting_prompts:
+            raise Overloaded(
+                retry_after_s=self._config.overload_retry_after_s,
+                detail=f"{self._num_in_threads} prompts wait to be tokenised, the limit",
+            )
+        self._num_in_threads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._num_in_threads -= 1
+
+    def _assembler(self, request: GenerationRequest) -> TextAssembler:
+        # An answer in a chat begins a text of its own; every other continuation goes on from the prompt's.
+        detokenizer = self._text.detokenizer(continues_text=not isinstance(request.prompt, ChatPrompt))
+        stopping = request.stopping
+        matcher = StopMatcher(stopping.stop_strings, include_stop_string=stopping.include_stop_string)
+        return TextAssembler(detokenizer, matcher)
+
+
+def _advance(
+    run: _Run, assembler: TextAssembler, delta: TokenDelta
+) -> tuple[TextDelta, GenerationFinish | None]:
+    """Return the text that a delta makes final, and the end of the text if this is it."""
+    pieces = [assembler.push(delta.token_ids, delta.logprobs)]
+    if delta.finish is not None and assembler.stop_string is None:
+        pieces.append(assembler.finish())
+    return _joined(pieces, run.request.output), _finish(run, assembler, delta)
+
+
+def _joined(pieces: Sequence[TextDelta], output: OutputOptions) -> TextDelta:
+    token_ids = (token_id for piece in pieces for token_id in piece.token_ids)
+    return TextDelta(
+        "".join(piece.text for piece in pieces),
+        tuple(token_ids) if output.wants_token_ids else (),
+        tuple(logprob for piece in pieces for logprob in piece.logprobs),
+    )
+
+
+def _finish(run: _Run, assembler: TextAssembler, delta: TokenDelta) -> GenerationFinish | None:
+    num_prompt_tokens, end = len(run.sequence.prompt_ids), delta.finish
+    if assembler.stop_string is not None:
+        usage = Usage(num_prompt_tokens, assembler.num_tokens)
+        timings = run.timings(end.timings if end else run.phases)
+        return GenerationFinish(FinishReason.STOP_STRING, usage, timings, stop_string=assembler.stop_string)
+    if end is None:
+        return None
+    usage = Usage(num_prompt_tokens, end.num_output_tokens)
+    reason = FinishReason(end.reason.value)
+    return GenerationFinish(reason, usage, run.timings(end.timings), stop_token_id=end.stop_token_id)
+
+
+def _prompt_info(sequence: SequenceRequest) -> PromptInfo:
+    seed = None if sequence.sampling.is_greedy else sequence.sampling.seed
+    return PromptInfo(tuple(sequence.prompt_ids.tolist()), seed)

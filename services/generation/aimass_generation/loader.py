@@ -1,0 +1,92 @@
+"""Makes an engine of a bundle: opens its graph, tokenizer and template, and replays its golden prompt.
+
+The only place that reads the manifest. Blocking; runs in a thread at the start of the service.
+"""
+
+from __future__ import annotations
+
+import jinja2
+from aimass.model.v1.manifest_pb2 import DecoderSpec, GenerationDefaults
+from aimass_decoding.config import EngineConfig
+from aimass_decoding.engine import DecodingEngine
+from aimass_decoding.runner import geometry_of
+from aimass_serving.bundle import Bundle
+from aimass_serving.errors import BadBundle
+from aimass_serving.plan import LoadContext
+from aimass_serving.session import Session, open_session
+from tokenizers import Tokenizer
+
+from aimass_generation.chat_template import ChatTemplate
+from aimass_generation.config import GenerationConfig
+from aimass_generation.detokenizer import TextDecoder
+from aimass_generation.engine import GenerationEngine
+from aimass_generation.prompt import PromptEncoder
+from aimass_generation.request import SamplingOptions, TextPrompt
+from aimass_generation.resolver import ModelProfile
+
+GRAPH_ROLE = "decoder"
+
+
+def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
+    """Return a started engine whose graph has just given the numbers of its export.
+
+    The replay runs the graph as prompts and as decode steps do, so it warms it up as well. Raises `BadBundle`
+    when the numbers differ or a file does not fit, `DeviceUnavailable`.
+    """
+    return engine_on(open_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
+
+
+def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> GenerationEngine:
+    """Return a started engine that runs on an open session. Errors as `load_engine`."""
+    spec = bundle.manifest.decoder
+    tokenizer = _tokenizer(bundle)
+    prompts = PromptEncoder(tokenizer, vocab_size=spec.vocab_size, chat_template=_chat_template(bundle))
+    prompts.encode(TextPrompt("warm up"))
+    tokens = DecodingEngine(
+        session, geometry_of(spec), context.config(EngineConfig), model=bundle.ref, permit=context.permit
+    )
+    tokens.replay_golden(bundle.golden())
+    tokens.start()
+    config = context.config(GenerationConfig)
+    profile = _profile(bundle, config, max_context_tokens=tokens.max_context_tokens)
+    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    file = bundle.file(bundle.manifest.tokenizer.file)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare `Exception`
+        raise BadBundle(bundle.ref, detail=f"{file.name} is not a tokenizer: {error}") from error
+    # Some files carry the settings of a training run, which would cut or pad prompts in silence.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _chat_template(bundle: Bundle) -> ChatTemplate | None:
+    spec = bundle.manifest.tokenizer
+    if not spec.chat_template_file:
+        return None
+    source = bundle.file(spec.chat_template_file).read_text(encoding="utf-8")
+    try:
+        return ChatTemplate(source, special_tokens=spec.special_tokens)
+    except jinja2.TemplateError as error:
+        raise BadBundle(bundle.ref, detail=f"its chat template does not compile: {error}") from error
+
+
+def _profile(bundle: Bundle, config: GenerationConfig, *, max_context_tokens: int) -> ModelProfile:
+    spec: DecoderSpec = bundle.manifest.decoder
+    return ModelProfile(
+        name=bundle.manifest.name,
+        vocab_size=spec.vocab_size,
+        max_context_tokens=max_context_tokens,
+        eos_token_ids=frozenset(spec.eos_token_ids),
+        sampling_defaults=_sampling_defaults(spec.defaults),
+        default_max_new_tokens=spec.defaults.max_new_tokens or config.default_max_new_tokens,
+    )
+
+
+def _sampling_defaults(defaults: GenerationDefaults) -> SamplingOptions:
+    given = {field.name: value for field, value in defaults.ListFields() if field.name != "max_new_tokens"}
+    return SamplingOptions(**given)

@@ -1,0 +1,102 @@
+"""Makes of a request and its tokens what the decoding engine runs: the model's defaults and bounds applied.
+
+Pure but for the seed it draws. Knows no text beyond its length in tokens.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_serving.errors import InputTooLong, InvalidField
+from numpy.typing import NDArray
+
+from aimass_generation.request import GenerationRequest, Prompt, SamplingOptions
+
+_SEED_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What a bundle and its engine say of a model, as far as requests depend on it."""
+
+    name: str
+    vocab_size: int
+    max_context_tokens: int
+    """Longest sequence, prompt and text together."""
+    eos_token_ids: frozenset[int]
+    sampling_defaults: SamplingOptions
+    default_max_new_tokens: int
+
+
+def check_token_ids(token_ids: tuple[int, ...], *, vocab_size: int, field: str) -> None:
+    """Raise `InvalidField` for the first id outside the vocabulary, as `field[index]`."""
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < vocab_size:
+            expected = f"a token id from 0 to {vocab_size - 1}"
+            raise InvalidField(f"{field}[{index}]", expected=expected, got=token_id)
+
+
+class RequestResolver:
+    """Sequences for one model. Stateless but for the generator of seeds."""
+
+    def __init__(
+        self, profile: ModelProfile, *, new_seed: Callable[[], int] = lambda: secrets.randbits(_SEED_BITS)
+    ) -> None:
+        self._profile = profile
+        self._new_seed = new_seed
+
+    def resolve(
+        self, request: GenerationRequest, prompt: Prompt, prompt_ids: NDArray[np.int64], *, arrived_s: float
+    ) -> SequenceRequest:
+        """Return the sequence to run for prompt ids [num_tokens]; `arrived_s` is on `time.monotonic`.
+
+        Raises `InputTooLong` when the prompt leaves no room, `InvalidField` for what this model cannot do.
+        """
+        stopping, output = request.stopping, request.output
+        vocab_size = self._profile.vocab_size
+        check_token_ids(stopping.stop_token_ids, vocab_size=vocab_size, field="stopping.stop_token_ids")
+        return SequenceRequest(
+            request_id=request.request_id,
+            prompt_ids=prompt_ids,
+            max_new_tokens=self._max_new_tokens(request, prompt, num_prompt_tokens=len(prompt_ids)),
+            sampling=self._sampling(request.sampling),
+            min_new_tokens=stopping.min_new_tokens,
+            eos_token_ids=frozenset() if stopping.ignore_eos else self._profile.eos_token_ids,
+            stop_token_ids=frozenset(stopping.stop_token_ids),
+            wants_logprobs=output.wants_logprobs,
+            num_top_logprobs=output.num_top_logprobs,
+            priority=request.priority,
+            deadline_s=request.deadline_s,
+            time_limit_at_s=None if request.time_limit_s is None else arrived_s + request.time_limit_s,
+        )
+
+    def _max_new_tokens(self, request: GenerationRequest, prompt: Prompt, *, num_prompt_tokens: int) -> int:
+        """Return the caller's bound, which must fit the context, or the default.
+
+        A default may be more than fits: the text then ends because the context is full, and says so.
+        """
+        context = self._profile.max_context_tokens
+        room = context - num_prompt_tokens
+        if room < 1:
+            raise InputTooLong(prompt.FIELD, num_tokens=num_prompt_tokens, max_tokens=context - 1)
+        wanted = request.stopping.max_new_tokens
+        if wanted is None:
+            return max(self._profile.default_max_new_tokens, request.stopping.min_new_tokens)
+        if wanted > room:
+            expected = f"1 to {room}: a context of {context} tokens less the prompt's {num_prompt_tokens}"
+            raise InvalidField("stopping.max_new_tokens", expected=expected, got=wanted)
+        return wanted
+
+    def _sampling(self, options: SamplingOptions) -> SamplingParams:
+        vocab_size = self._profile.vocab_size
+        if options.top_k is not None and options.top_k > vocab_size:
+            expected = f"a number from 0 to {vocab_size}, the size of the vocabulary"
+            raise InvalidField("sampling.top_k", expected=expected, got=options.top_k)
+        params = options.params(self._profile.sampling_defaults)
+        if params.is_greedy or options.seed is not None:
+            return params
+        return replace(params, seed=self._new_seed())
