@@ -83,3 +83,20 @@ def _causal_lm(source: str | Path) -> Oracle:
 
     loaded = load_causal_lm(resolve_source(str(source), SilentProgress()))
     return loaded.model, loaded.text.tokenizer
+
+
+@pytest.fixture(scope="session")
+def minilm_store() -> Path:
+    """A store with the real `all-minilm-l6-v2`, fp32."""
+    return _store("all-minilm-l6-v2", "all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def minilm_model() -> Oracle:
+    """The PyTorch model behind `minilm_store`, and its tokenizer without truncation. No pooling."""
+    from aimass_exporters.progress import SilentProgress
+    from aimass_exporters.sentence_encoder import load_sentence_encoder
+    from aimass_exporters.source import resolve_source
+
+    loaded = load_sentence_encoder(resolve_source("all-minilm-l6-v2", SilentProgress()))
+    return loaded.model, loaded.text.tokenizer
