@@ -6,6 +6,7 @@ service contributes its config classes through its plan. Must not know what the 
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -182,7 +183,8 @@ def _refuse_unknown(environ: Mapping[str, str], known: set[str], foreign: Iterab
     foreign_prefixes = tuple(f"{PREFIX}{section}_" for section in foreign)
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and not name.startswith(foreign_prefixes):
-            raise BadConfig(name, expected=f"one of {', '.join(sorted(known))}", got="a name nobody declared")
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0)[0]
+            raise BadConfig("environment", expected=f"known names such as {nearest}", got=name)
 
 
 def _sections(config: ServiceConfig) -> list[str]:

@@ -101,7 +101,9 @@ class MessageTooLarge(AimassError):
     reason = "MESSAGE_TOO_LARGE"
 
     def __init__(self, message_type: str, *, num_bytes: int, max_bytes: int) -> None:
-        super().__init__(f"expected a {message_type} of at most {max_bytes} bytes, got {num_bytes}")
+        super().__init__(
+            f"larger than max: expected a {message_type} of at most {max_bytes} bytes, got {num_bytes}"
+        )
 
 
 class ModelNotFound(AimassError):

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aimass_serving.config import LogFormat, ServiceConfig, from_env
-from aimass_serving.errors import AimassError
+from aimass_serving.errors import AimassError, NothingToServe
 from aimass_serving.installed import installed_services
 from aimass_serving.lifecycle import RunningService
 from aimass_serving.logs import LEVELS, configure_logging
 from aimass_serving.plan import LoadContext, ServicePlan
+from aimass_serving.ready import Announcement
 from aimass_serving.session import Device
 from aimass_serving.store import open_store
 from aimass_serving.telemetry import configure_telemetry, shutdown_telemetry
@@ -29,41 +28,21 @@ __all__ = ["LoadContext", "ServicePlan", "run_service"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """How others learn that the service is ready."""
-
-    to_stdout: bool = False
-    """Print one JSON line on standard output."""
-    file: Path | None = None
-    """Write the same line to this file."""
-
-    def make(self, plan_name: str, service: RunningService[Any]) -> None:
-        """Say where the service listens and what it serves."""
-        models = [str(served.ref) for served in service.registry.models() if served.is_ready]
-        logger.info("%s is ready on %s with %s", plan_name, service.address, ", ".join(models))
-        ready = {"service": plan_name, "address": service.address, "pid": os.getpid(), "models": models}
-        line = json.dumps(ready) + "\n"
-        if self.to_stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-        if self.file is not None:
-            # Moved into place whole: whoever waits for the file never reads half of it.
-            draft = self.file.with_name(self.file.name + ".draft")
-            draft.write_text(line)
-            draft.replace(self.file)
-
-
 def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> int:
     """Run a service until SIGTERM or Ctrl-C, then drain. Return the exit code: 1 when it could not start."""
     options = vars(_parser(plan).parse_args(argv))
-    announcement = Announcement(options.pop("json"), options.pop("ready_file"))
+    announcement = Announcement(to_stdout=options.pop("json"), file=options.pop("ready_file"))
+    is_supervised = options.pop("supervised")
     try:
         config = _config(plan, options)
         configure_logging(config.log)
         configure_telemetry(f"aimass-{plan.name}")
-        asyncio.run(_serve(plan, config, announcement))
+        asyncio.run(_serve(plan, config, announcement, is_supervised=is_supervised))
     except AimassError as error:
+        if is_supervised and isinstance(error, NothingToServe):
+            logger.info("not needed: %s", error)
+            announcement.make({"service": plan.name, "address": None, "models": []})
+            return 0
         sys.stderr.write(f"aimass {plan.name}: {error}\n")
         return 1
     finally:
@@ -71,14 +50,22 @@ def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> in
     return 0
 
 
-async def _serve(plan: ServicePlan[Any], config: ServiceConfig, announcement: Announcement) -> None:
+async def _serve(
+    plan: ServicePlan[Any], config: ServiceConfig, announcement: Announcement, *, is_supervised: bool
+) -> None:
     signals = _Signals()
+    if is_supervised:
+        signals.include_end_of_stdin()
     service = RunningService(plan, open_store(config.store.store, cache=config.store.cache), config)
     try:
         await service.start()
         if await signals.interrupts(service.load()):
             return
-        announcement.make(plan.name, service)
+        models = [str(served.ref) for served in service.registry.models() if served.is_ready]
+        logger.info("%s is ready on %s with %s", plan.name, service.address, ", ".join(models))
+        announcement.make(
+            {"service": plan.name, "address": service.address, "models": models, "pid": os.getpid()}
+        )
         interrupt = await signals.first()
         logger.info("draining after %s", interrupt.name)
         delay_s = 0.0 if interrupt is signal.SIGINT else config.lifecycle.drain_delay_s
@@ -94,6 +81,17 @@ class _Signals:
         self._received: asyncio.Queue[signal.Signals] = asyncio.Queue()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._received.put_nowait, number)
+
+    def include_end_of_stdin(self) -> None:
+        """Take the end of standard input, a pipe from a parent process, for a SIGTERM."""
+        loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+
+        def read() -> None:
+            if not os.read(stdin, 4096):
+                loop.remove_reader(stdin)
+                self._received.put_nowait(signal.SIGTERM)
+
+        loop.add_reader(stdin, read)
 
     async def first(self) -> signal.Signals:
         """Wait for the next signal."""
@@ -146,6 +144,7 @@ def _parser(plan: ServicePlan[Any]) -> argparse.ArgumentParser:
     add("--drain-grace", dest="drain_grace_s", type=float, help="seconds that calls in progress may take")
     add("--log-level", choices=list(LEVELS), help="least important lines to log (default info)")
     add("--log-format", type=LogFormat, choices=list(LogFormat), help="text or json (default text)")
+    add("--supervised", action="store_true", default=False, help=argparse.SUPPRESS)
     add("--ready-file", type=Path, default=None, help="write one line of JSON here when ready")
     add("--json", action="store_true", default=False, help="print one line of JSON when ready")
     return parser

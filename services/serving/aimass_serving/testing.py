@@ -139,7 +139,6 @@ async def running_service(
 
 EMPTY_GRAPH = b"\x3a\x07\x12\x05empty"
 """A serialised ONNX model with an empty graph."""
-ECHO_SERVICE = "aimass.testing.Echo"
 
 
 def write_bundle(
