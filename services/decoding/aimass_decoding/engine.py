@@ -86,6 +86,11 @@ class DecodingEngine:
         """ONNX Runtime execution provider that runs the model."""
         return self._execution_provider
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
     def replay_golden(self, golden: Mapping[str, NDArray[Any]]) -> None:
         """Check the graph against the numbers of its export. Before `start` only. Raises `BadBundle`."""
         assert not self._thread.is_alive(), "the runner belongs to the engine thread"

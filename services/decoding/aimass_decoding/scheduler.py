@@ -28,6 +28,7 @@ from aimass_decoding.slots import Slots
 
 _RATE_WINDOW_S = 10.0
 _COST_SMOOTHING = 0.2
+_NEGLIGIBLE_S = 1e-6
 _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 30.0
 
 _Key = tuple[float, float, int]
@@ -227,7 +228,7 @@ class Scheduler:
         if tokens_so_far and tokens_so_far + self._chunk_tokens(prompt) > self._max_chunk:
             return False
         is_overdue = now_s - prompt.last_progress_s > self._config.max_prefill_wait_s
-        return self._debt_s == 0 or is_overdue or not self._slows_down(prompt, decoding)
+        return self._debt_s < _NEGLIGIBLE_S or is_overdue or not self._slows_down(prompt, decoding)
 
     @property
     def _max_chunk(self) -> int:

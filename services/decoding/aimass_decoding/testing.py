@@ -5,8 +5,9 @@ So a test sees at once when a token lands in the wrong slot or place. Runs throu
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
-from aimass_decoding.runner import DecoderGeometry
+from aimass_decoding.outlet import Event
+from aimass_decoding.request import SequenceRequest, TokenDelta
+from aimass_decoding.runner import DecoderGeometry, DecoderRunner, Runner
+from aimass_decoding.sampler import SamplingState
+from aimass_decoding.scheduler import Scheduler
+from aimass_decoding.sequence import Sequence as EngineSequence
+from aimass_decoding.stepper import Stepper
 
 LogitsOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
 """Gives the logits [vocab] that follow a sequence of tokens."""
@@ -115,16 +122,138 @@ def fake_engine(
     *,
     vocab_size: int = 32,
     max_positions: int = 64,
-    model: str = "fake",
+    is_started: bool = True,
 ) -> Iterator[DecodingEngine]:
     """Run an engine on a fake decoder, and close it at the end."""
     fake = decoder if isinstance(decoder, FakeDecoder) else FakeDecoder(decoder)
     geometry = fake_geometry(vocab_size=vocab_size, max_positions=max_positions)
     engine = DecodingEngine(
-        fake.session(), geometry, config or EngineConfig(), model=model, permit=ComputePermit()
+        fake.session(), geometry, config or EngineConfig(), model="fake", permit=ComputePermit()
     )
-    engine.start()
+    if is_started:
+        engine.start()
     try:
         yield engine
     finally:
         engine.close()
+
+
+class FakeClock:
+    """A clock in seconds that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s += seconds
+
+
+class SteppedEngine:
+    """The engine without its thread: a test submits, aborts and steps, and moves the clock.
+
+    A run of the fake decoder takes `decode_s` seconds of the fake clock, or `prefill_token_s` for each prompt
+    token.
+    """
+
+    def __init__(
+        self,
+        decoder: FakeDecoder,
+        config: EngineConfig,
+        *,
+        decode_s: float = 0.0,
+        prefill_token_s: float = 0.0,
+        geometry: DecoderGeometry | None = None,
+    ) -> None:
+        geometry = geometry or fake_geometry()
+        slots, max_len = config.num_slots_of(geometry), config.max_len_of(geometry)
+        self.clock = FakeClock()
+        self.decoder = decoder
+        inner = DecoderRunner(decoder.session(), geometry, max_slots=slots, max_len=max_len)
+        self.runner = TimedRunner(inner, self.clock, decode_s=decode_s, prefill_token_s=prefill_token_s)
+        self.scheduler = Scheduler(config, num_slots=slots, max_len=max_len)
+        self.events: dict[EngineSequence, list[Event]] = defaultdict(list)
+        self.stepper = Stepper(
+            self.runner,
+            self.scheduler,
+            model="fake",
+            permit=nullcontext(),
+            publish=self._publish,
+            clock=self.clock,
+            wall_clock_ns=lambda: int(self.clock() * 1e9),
+        )
+        self._num_submitted = 0
+
+    def submit(self, request: SequenceRequest) -> EngineSequence:
+        """Hand in a request, as the engine thread would find it in its inbox."""
+        sequence = fake_sequence(request, number=self._num_submitted, now_s=self.clock())
+        self._num_submitted += 1
+        self.stepper.submit(sequence)
+        return sequence
+
+    def run(self) -> None:
+        """Step until nothing is left to do."""
+        while self.scheduler.has_work:
+            self.stepper.step()
+
+    def tokens_of(self, sequence: EngineSequence) -> list[int]:
+        """Return every token that was published for a sequence."""
+        deltas = [event for event in self.events[sequence] if isinstance(event, TokenDelta)]
+        return [token_id for delta in deltas for token_id in delta.token_ids]
+
+    def end_of(self, sequence: EngineSequence) -> Event | None:
+        """Return the error or the delta with a finish that ended a sequence; None while it runs."""
+        ends = [e for e in self.events[sequence] if not isinstance(e, TokenDelta) or e.finish is not None]
+        assert len(ends) <= 1, "a sequence ends once"
+        return ends[0] if ends else None
+
+    def _publish(self, events: list[tuple[EngineSequence, Event]]) -> None:
+        for sequence, event in events:
+            assert self.end_of(sequence) is None, "nothing is published after the end"
+            self.events[sequence].append(event)
+
+
+class TimedRunner:
+    """A runner that lets a fake clock pass: `decode_s` a decode step, `prefill_token_s` a prompt token.
+
+    `calls` holds `("prefill", tokens)` and `("decode", rows)` in order.
+    """
+
+    def __init__(self, inner: Runner, clock: FakeClock, *, decode_s: float, prefill_token_s: float) -> None:
+        self._inner = inner
+        self._clock = clock
+        self._decode_s = decode_s
+        self._prefill_token_s = prefill_token_s
+        self.calls: list[tuple[str, int]] = []
+
+    @property
+    def can_copy_slots(self) -> bool:
+        return self._inner.can_copy_slots
+
+    def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        self.calls.append(("prefill", len(token_ids)))
+        self._clock.advance(len(token_ids) * self._prefill_token_s)
+        return self._inner.prefill(slot, token_ids, start=start)
+
+    def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.calls.append(("decode", len(token_ids)))
+        self._clock.advance(self._decode_s)
+        return self._inner.decode(token_ids, lengths)
+
+    def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
+        self._inner.copy_slot(source, target, num_tokens=num_tokens)
+
+
+def fake_sequence(request: SequenceRequest, *, number: int = 0, now_s: float = 0.0) -> EngineSequence:
+    """Return a sequence as it enters the scheduler."""
+    return EngineSequence(
+        request,
+        number=number,
+        arrival_s=now_s,
+        submitted_ns=int(now_s * 1e9),
+        sampling=SamplingState(request),
+        last_progress_s=now_s,
+    )
