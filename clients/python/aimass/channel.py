@@ -7,6 +7,7 @@ give it a deadline, turn its failure into an `RpcError`, and cancel it when its 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,8 @@ class Connection:
         self.options = options or ConnectionOptions()
         self._tracing = TracingInterceptor(address, tracer_provider=self.options.tracer_provider)
         self._raw_channel = _open_channel(address, self.options)
+        self._starting = threading.Lock()
+        self._is_closed = False
         self.channel: grpc.Channel = grpc.intercept_channel(self._raw_channel, self._tracing)
 
     def call(
@@ -112,7 +115,7 @@ class Connection:
     ) -> ResponseT:
         """Return the answer of a unary call. Leaving early, such as by Ctrl-C, cancels the call."""
         timeout_s = self.options.deadline_s if deadline_s is None else deadline_s
-        future = method.future(request, timeout=timeout_s, metadata=self._metadata())
+        future: grpc._CallFuture[ResponseT] = self._start(method.future, request, timeout_s)
         try:
             return future.result()
         except grpc.FutureCancelledError:
@@ -131,13 +134,22 @@ class Connection:
     ) -> ResponseStream[Any]:
         """Start a call that answers with a stream. `request` is a message, or an iterator of messages."""
         timeout_s = self.options.stream_deadline_s if deadline_s is None else deadline_s
-        call = method(request, timeout=timeout_s, metadata=self._metadata())
-        return ResponseStream(call, address=self.address)
+        return ResponseStream(self._start(method, request, timeout_s), address=self.address)
 
     def close(self) -> None:
         """Close the channel, cancel what still runs on it, and see its spans ended. Safe to repeat."""
-        self._raw_channel.close()
+        with self._starting:
+            self._is_closed = True
+            self._raw_channel.close()
         self._tracing.wait_until_ended(timeout_s=SPANS_END_WITHIN_S)
+
+    def _start(self, method: Callable[..., Any], request: object, timeout_s: float) -> Any:
+        # Starting a call on an intercepted channel that is closed, or is being closed, crashes the process
+        # (grpcio 1.85).
+        with self._starting:
+            if self._is_closed:
+                raise ValueError(f"the connection to {self.address} is closed")
+            return method(request, timeout=timeout_s, metadata=self._metadata())
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         key = self.options.api_key

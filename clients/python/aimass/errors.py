@@ -185,6 +185,7 @@ _BY_REASON: Mapping[str, type[RpcError]] = {
     "WRONG_TASK": FailedPrecondition,
     "BAD_BUNDLE": FailedPrecondition,
     "DEVICE_UNAVAILABLE": FailedPrecondition,
+    "MESSAGE_TOO_LARGE": MessageTooLarge,
     "OVERLOADED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DRAINING": Draining,

@@ -11,6 +11,7 @@ came in, and whether the caller left before the end.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
@@ -87,6 +88,8 @@ class FakeCall:
         self.method = method
         self.requests: list[Message] = []
         self.metadata = dict(context.invocation_metadata() or ())
+        self.arrived_s = time.monotonic()
+        """When it arrived, on the monotonic clock."""
         self.deadline_s = context.time_remaining()
         """Time the call had left when it arrived, in seconds; None without a deadline."""
         self.is_answered = False

@@ -46,7 +46,9 @@ class TokenStream:
     def prompt_info(self) -> PromptInfo:
         """What the server understood. Waits for the first message."""
         if self._prompt_info is None:
-            self._take(next(self._responses))
+            for event in self._responses:
+                self._take(event)
+                break
         if self._prompt_info is None:
             raise incomplete_stream(address=self._responses.address)
         return self._prompt_info

@@ -20,7 +20,7 @@ def refusing(field: str) -> Iterator[None]:
     """Turn protobuf's refusal of a value into an `InvalidRequest` that names the field."""
     try:
         yield
-    except (TypeError, ValueError) as cause:
+    except (TypeError, ValueError, OverflowError) as cause:
         raise InvalidRequest.of_field(field, str(cause)) from cause
 
 
