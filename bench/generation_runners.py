@@ -87,7 +87,7 @@ def _latencies(start: float, arrivals: Sequence[Sequence[float]]) -> dict[str, f
 
 
 class InProcess:
-    """The decoding engine of the same service, called in this process: what gRPC and text cost is the rest."""
+    """The decoding engine of the same service, called in this process: the rest is gRPC and text."""
 
     def __init__(self, *, store: str, model: str, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
         from aimass_decoding.config import EngineConfig

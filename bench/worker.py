@@ -61,7 +61,8 @@ class WorkerProcess:
         assert stdin is not None
         stdin.write(json.dumps(scenario) + "\n")
         stdin.flush()
-        return Outcome(**self._receive())
+        answer = self._receive()
+        return Outcome(answer["units"], answer["seconds"], tuple(answer["answers"]), answer["details"])
 
     def close(self) -> None:
         """End the child, which ends what it started. Safe to repeat."""
