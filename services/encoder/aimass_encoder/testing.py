@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from aimass_serving.compute import ComputePermit
 from aimass_serving.session import CPU_PROVIDER, TensorInfo
 from aimass_serving.testing import FakeSession
 from numpy.typing import NDArray
 
+from aimass_encoder.config import EncoderConfig
+from aimass_encoder.engine import EncoderEngine
+from aimass_encoder.pooling import Pooling
 from aimass_encoder.request import Truncation
-from aimass_encoder.runner import HIDDEN, MASK, TOKEN_IDS
+from aimass_encoder.runner import HIDDEN, MASK, TOKEN_IDS, EncoderRunner
+from aimass_encoder.spec import EmbeddingSpec
 from aimass_encoder.tokenization import TokenizedText
 
-HIDDEN_SIZE = 8
+HIDDEN_SIZE, MAX_TOKENS = 8, 16
 START_ID, END_ID, POISON_ID = 1, 2, 3
 _FIRST_WORD_ID, _NUM_WORD_IDS = 10, 990
 
@@ -83,10 +88,35 @@ def fake_session(graph: FakeEncoderGraph, *, execution_provider: str = CPU_PROVI
     )
 
 
+FAKE_SPEC = EmbeddingSpec(
+    hidden_size=HIDDEN_SIZE,
+    max_tokens=MAX_TOKENS,
+    pooling=Pooling.MEAN,
+    normalize=True,
+    prompts={"query": "query : "},
+)
+
+
+def fake_engine(
+    graph: FakeEncoderGraph, config: EncoderConfig | None = None, *, model: str = "fake"
+) -> EncoderEngine:
+    """Return a started engine that reads words and runs `graph`, by default in batches of 64 tokens."""
+    engine = EncoderEngine(
+        EncoderRunner(fake_session(graph), pad_token_id=0),
+        WordTokenizer(),
+        FAKE_SPEC,
+        model=model,
+        config=config or EncoderConfig(cpu_batch_tokens=64),
+        permit=ComputePermit(),
+    )
+    engine.start()
+    return engine
+
+
 class WordTokenizer:
     """One token a word, between a start and an end token. The word `poison` is `POISON_ID`."""
 
-    def __init__(self, *, max_tokens: int = 16) -> None:
+    def __init__(self, *, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
 
     @property

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
-from aimass_encoder.pooling import Pooling, l2_normalize
+from aimass_encoder.pooling import l2_normalize
 from aimass_encoder.request import EmbeddedText, EmbedOptions, EmbedReply, EmbedRequest, Truncation
-from aimass_encoder.runner import EncoderRunner
-from aimass_encoder.spec import EmbeddingSpec
-from aimass_encoder.testing import HIDDEN_SIZE, FakeEncoderGraph, WordTokenizer, fake_session
-from aimass_serving.compute import ComputePermit
+from aimass_encoder.testing import FakeEncoderGraph, fake_engine
 from aimass_serving.errors import (
     DeadlineExceeded,
     Draining,
@@ -30,27 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-MAX_TOKENS = 16
-SPEC = EmbeddingSpec(
-    hidden_size=HIDDEN_SIZE,
-    max_tokens=MAX_TOKENS,
-    pooling=Pooling.MEAN,
-    normalize=True,
-    prompts={"query": "query : "},
-)
-
 
 @contextlib.contextmanager
 def engine_on(graph: FakeEncoderGraph, **settings: int) -> Iterator[EncoderEngine]:
-    engine = EncoderEngine(
-        EncoderRunner(fake_session(graph), pad_token_id=0),
-        WordTokenizer(max_tokens=MAX_TOKENS),
-        SPEC,
-        model="fake",
-        config=EncoderConfig(**{"cpu_batch_tokens": 64, **settings}),
-        permit=ComputePermit(),
-    )
-    engine.start()
+    engine = fake_engine(graph, EncoderConfig(**{"cpu_batch_tokens": 64, **settings}))
     try:
         yield engine
     finally:
