@@ -13,6 +13,8 @@ import math
 import posixpath
 import re
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +84,9 @@ class Bundle:
     def golden(self) -> dict[str, NDArray[Any]]:
         """Return the inputs to replay at load and what they must give. Raises `BadBundle` when unreadable."""
         try:
-            with np.load(self.file(GOLDEN_FILE), allow_pickle=False) as arrays:
+            with open(self.file(GOLDEN_FILE), "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise BadBundle(self.ref, detail=f"{GOLDEN_FILE} is not a file of arrays") from error
 
 

@@ -22,6 +22,12 @@ class ComputePermit:
         self._num_free = num_permits
         self._waiting: deque[threading.Lock] = deque()
 
+    @property
+    def num_waiting(self) -> int:
+        """Threads that wait for their turn."""
+        with self._lock:
+            return len(self._waiting)
+
     def __enter__(self) -> None:
         with self._lock:
             if self._num_free:

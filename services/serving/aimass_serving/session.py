@@ -237,7 +237,7 @@ class OrtBinding:
                 name, self._device_type, self._device_id, value.dtype.type, value.shape, value.ptr
             )
             return
-        self._host_inputs[name] = value
+        self._host_inputs[name] = _contiguous(name, value)
         self._binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
 
     def bind_output(self, name: str, value: NDArray[Any] | BufferView) -> None:
@@ -246,11 +246,18 @@ class OrtBinding:
                 name, self._device_type, self._device_id, value.dtype.type, value.shape, value.ptr
             )
             return
-        self._host_outputs[name] = value
+        self._host_outputs[name] = _contiguous(name, value)
         self._binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
 
     def run(self) -> None:
         self._session.run_with_iobinding(self._binding)
+
+
+def _contiguous(name: str, value: NDArray[Any]) -> NDArray[Any]:
+    # The runtime is given a pointer only: with strides it would read and write the wrong memory in silence.
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides}")
+    return value
 
 
 def _tensor_info(arg: Any) -> TensorInfo:

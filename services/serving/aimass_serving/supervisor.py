@@ -100,7 +100,7 @@ class Supervisor:
 
 
 class _Child:
-    """One child process. Its standard input is a pipe that closes when this process dies: then it ends too."""
+    """One child process. Its standard input is a pipe that closes when this process dies: so it ends too."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, width: int) -> None:
         self.name = name

@@ -97,6 +97,11 @@ def shutdown_telemetry() -> None:
         _telemetry.flush.pop()()
 
 
+def is_tracing() -> bool:
+    """Return whether spans go anywhere."""
+    return _telemetry.tracer is not None
+
+
 def use_tracer_provider(provider: TracerProvider) -> None:
     """Send spans to `provider` from now on."""
     _telemetry.tracer = provider.get_tracer(INSTRUMENTATION_NAME)

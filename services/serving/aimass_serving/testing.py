@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from aimass.model.v1.manifest_pb2 import (
 )
 from google.protobuf import json_format
 from numpy.typing import DTypeLike, NDArray
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from aimass_serving import telemetry
 from aimass_serving.bundle import GOLDEN_FILE, MANIFEST_FILE
 from aimass_serving.config import ServiceConfig
 from aimass_serving.lifecycle import RunningService
@@ -135,6 +141,46 @@ async def running_service(
         yield service
     finally:
         await service.stop()
+
+
+class Recording:
+    """The spans and measurements of a test."""
+
+    def __init__(self) -> None:
+        self._spans = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.meter_provider = MeterProvider([self._reader], shutdown_on_exit=False)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """Ended spans, in the order of their ends."""
+        return list(self._spans.get_finished_spans())
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Return the ended spans of this name."""
+        return [span for span in self.spans if span.name == name]
+
+    def points(self, name: str) -> list[Any]:
+        """Return the data points of a metric."""
+        data = self._reader.get_metrics_data()
+        metrics = (
+            [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
+        )
+        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+
+
+@contextlib.contextmanager
+def recorded_telemetry() -> Iterator[Recording]:
+    """Record the spans and measurements of this process, instead of sending them anywhere."""
+    recording = Recording()
+    telemetry.use_tracer_provider(recording.tracer_provider)
+    telemetry.use_meter_provider(recording.meter_provider)
+    try:
+        yield recording
+    finally:
+        telemetry.shutdown_telemetry()
 
 
 EMPTY_GRAPH = b"\x3a\x07\x12\x05empty"

@@ -1,0 +1,56 @@
+"""How many cores a container may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+from aimass_serving.cpu import usable_cores
+
+AFFINITY = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def machine_with_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quota is what is tested here, so the affinity mask must not be the smaller number."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+
+
+def v2(tmp_path: Path, text: str) -> int:
+    (tmp_path / "cpu.max").write_text(text)
+    return usable_cores(tmp_path / "cpu.max", tmp_path / "no-v1")
+
+
+def v1(tmp_path: Path, quota: str, period: str) -> int:
+    (tmp_path / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu.cfs_period_us").write_text(period)
+    return usable_cores(tmp_path / "no-v2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("200000 100000\n", 2),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("max 100000", 16),
+        ("9900000 100000", 16),
+    ],
+)
+def test_cgroup_v2_quota_caps_the_cores(tmp_path: Path, text: str, cores: int) -> None:
+    assert v2(tmp_path, text) == cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "period", "cores"), [("400000", "100000", 4), ("-1", "100000", 16), ("50000", "100000", 1)]
+)
+def test_cgroup_v1_quota_caps_the_cores(tmp_path: Path, quota: str, period: str, cores: int) -> None:
+    assert v1(tmp_path, quota, period) == cores
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "1 2 3"])
+def test_quota_that_cannot_be_read_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert v2(tmp_path, text) == 16
+
+
+def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
+    assert usable_cores(tmp_path / "no-v2", tmp_path / "no-v1") == 16
