@@ -209,7 +209,7 @@ def test_the_trace_goes_on_at_the_service(traced: Traced) -> None:
     assert rpc.parent is not None
     assert rpc.parent.span_id == caller.get_span_context().span_id
     assert rpc.context is not None
-    traceparent = traced.fake.calls[0].metadata["traceparent"]
+    traceparent = str(traced.fake.calls[0].metadata["traceparent"])
     assert traceparent.startswith(f"00-{rpc.context.trace_id:032x}-{rpc.context.span_id:016x}-")
 
 
