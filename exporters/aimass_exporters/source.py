@@ -6,7 +6,6 @@ Refuses pickled weights. Must not load weights.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import yaml
 from aimass_exporters.catalogue import CATALOGUE, CatalogueEntry, Reader, TaskName
 from aimass_exporters.errors import InvalidCheckpoint, PickleRefused, UnknownSource
 from aimass_exporters.hub import fetch_repository
+from aimass_exporters.json_file import read_object
 from aimass_exporters.packages import fetch_package
 from aimass_exporters.progress import Progress
 
@@ -92,21 +92,10 @@ def check_weights(folder: Path, *, origin: str) -> None:
     raise InvalidCheckpoint(origin, detail="expected weights in *.safetensors, found none")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `InvalidCheckpoint` when the file holds anything else."""
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidCheckpoint(file.parent, detail=f"{file.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidCheckpoint(file.parent, detail=f"{file.name} holds no JSON object")
-    return value
-
-
 def _task(folder: Path) -> TaskName | None:
     if (folder / "modules.json").is_file():
         return TaskName.EMBEDDING
-    architectures = read_json(folder / "config.json").get("architectures") or []
+    architectures = read_object(folder / "config.json").get("architectures") or []
     return TaskName.TEXT_GENERATION if any(_CAUSAL.search(a) for a in architectures) else None
 
 
