@@ -71,15 +71,21 @@ def is_on_an_edge(logits: NDArray[np.float32], how: SamplingParams) -> bool:
     return kept(1e-5) != kept(-1e-5)
 
 
+def kept_tokens(logits: NDArray[np.float32], how: SamplingParams) -> tuple[list[int], NDArray[np.float32]]:
+    ids, weights = nucleus(logits, how)
+    ids = np.arange(len(logits)) if ids is None else ids
+    return ids[weights > 0].tolist(), weights
+
+
 @given(rows_of_logits, params)
 @settings(deadline=None, max_examples=200)
 def test_the_nucleus_holds_the_tokens_its_definition_keeps(
     logits: NDArray[np.float32], how: SamplingParams
 ) -> None:
-    ids, weights = nucleus(logits, how)
-    assert set(ids.tolist()) == kept_by_definition(logits, how) or is_on_an_edge(logits, how)
-    assert np.all(np.diff(weights) <= 0)
-    assert weights[0] == 1
+    kept, weights = kept_tokens(logits, how)
+    assert set(kept) == kept_by_definition(logits, how) or is_on_an_edge(logits, how)
+    assert kept == sorted(kept)
+    assert weights.max() == 1
 
 
 @given(rows_of_logits, params, st.floats(0, 1, exclude_max=True))
@@ -111,16 +117,26 @@ def test_draws_follow_the_filtered_distribution(how: SamplingParams) -> None:
         assert drawn[token] / num_draws == pytest.approx(expected, abs=1.5 / num_draws)
 
 
-def test_equal_logits_rank_by_token_id() -> None:
+def test_of_equal_logits_the_lower_ids_are_kept() -> None:
     logits = np.zeros(VOCAB, np.float32)
-    ids, _ = nucleus(logits, SamplingParams(temperature=1, top_k=3))
-    assert ids.tolist() == [0, 1, 2]
+    assert kept_tokens(logits, SamplingParams(temperature=1, top_k=3))[0] == [0, 1, 2]
+    assert kept_tokens(logits, SamplingParams(temperature=1, top_p=0.1))[0] == [0, 1, 2, 3]
 
 
 def test_a_nearly_flat_distribution_keeps_as_many_tokens_as_top_p_needs() -> None:
     logits = np.zeros(1000, np.float32)
-    ids, _ = nucleus(logits, SamplingParams(temperature=1, top_p=0.5))
-    assert len(ids) == 500
+    assert len(kept_tokens(logits, SamplingParams(temperature=1, top_p=0.5))[0]) == 500
+
+
+def test_a_large_vocabulary_is_drawn_from_like_a_small_one() -> None:
+    logits = np.random.default_rng(2).normal(0, 1, 300_000).astype(np.float32)
+    logits[200_000:] = -np.inf
+    weights = np.exp(logits.astype(np.float64))
+    cdf = np.cumsum(weights) / weights.sum()
+    for uniform in np.linspace(0, 0.999999, 101):
+        token = draw(logits, SamplingParams(temperature=1), float(uniform))
+        # 1e-6: the sums are of single precision.
+        assert cdf[token - 1] * (token > 0) - 1e-6 <= uniform <= cdf[token] + 1e-6
 
 
 def test_a_very_low_temperature_takes_the_best_token_without_a_warning() -> None:
