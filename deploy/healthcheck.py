@@ -20,7 +20,8 @@ def main(address: str) -> int:
         try:
             status = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status
         except grpc.RpcError as error:
-            print(f"{address}: {error}")
+            assert isinstance(error, grpc.Call)  # noqa: PT017 - a failed call is its own error
+            print(f"{address}: {error.code().name}, {error.details()}")
             return 1
     print(f"{address}: {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}")
     return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
