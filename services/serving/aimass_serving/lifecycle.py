@@ -59,6 +59,11 @@ class RunningService(Generic[E]):
         """`host:port` to connect to."""
         return f"{self._config.server.host}:{self.port}"
 
+    @property
+    def num_running(self) -> int:
+        """Calls in progress."""
+        return self._admission.num_running
+
     async def start(self) -> None:
         """Check what can be checked at once, then answer calls; models are not loaded yet.
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    """`present = past + step`, element-wise, as a decoder writes its cache; `total` is the sum of `present`."""
+    """`present = past + step`, as a decoder writes its cache; `total` is the sum of `present`."""
     shape: list[str | int | None] = ["rows", 3]
     graph = helper.make_graph(
         [
