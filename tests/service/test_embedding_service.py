@@ -17,8 +17,10 @@ from aimass.embedding.v1.embedding_service_pb2_grpc import EmbeddingServiceStub
 from aimass_encoder.__main__ import PLAN
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
+from aimass_encoder.servicer import EmbeddingServicer
 from aimass_encoder.testing import FakeEncoderGraph, fake_engine
 from aimass_serving.bundle import Bundle
+from aimass_serving.registry import ModelRegistry
 from aimass_serving.service import LoadContext
 from aimass_serving.testing import running_service, write_bundle
 from google.rpc import error_details_pb2, status_pb2
@@ -34,11 +36,14 @@ MODEL = "fake"
 class Service:
     """A running service, its client, and the graph behind it."""
 
-    def __init__(self, graph: FakeEncoderGraph, channel: grpc.aio.Channel, engine: EncoderEngine) -> None:
+    def __init__(
+        self, graph: FakeEncoderGraph, channel: grpc.aio.Channel, registry: ModelRegistry[EncoderEngine]
+    ) -> None:
         self.graph = graph
         self.channel = channel
         self.stub: EmbeddingServiceAsyncStub = EmbeddingServiceStub(channel)
-        self.engine = engine
+        self.registry = registry
+        self.engine = registry.get(MODEL).engine
 
     async def embed(self, *texts: str, timeout_s: float = 20, **fields: Any) -> pb.EmbedResponse:
         request = pb.EmbedRequest(**{"model": MODEL, "texts": texts, **fields})
@@ -86,7 +91,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         grpc.aio.insecure_channel(running.address) as channel,
     ):
         try:
-            yield Service(graph, channel, running.registry.get(MODEL).engine)
+            yield Service(graph, channel, running.registry)
         finally:
             graph.open()
 
@@ -312,6 +317,27 @@ async def test_a_cancelled_stream_leaves_the_queue(service: Service) -> None:
     service.graph.open()
     assert len((await service.embed("a b")).results) == 1
     assert service.engine.stats().num_texts < 10
+
+
+class NoDeadline:
+    """A call's context without a deadline."""
+
+    def time_remaining(self) -> float | None:
+        return None
+
+
+async def test_a_stream_that_is_left_between_two_answers_leaves_the_queue_at_once(service: Service) -> None:
+    async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
+        for request in stream_of(["a b", "w " * 14] * 15):  # too unlike to share a batch
+            yield request
+
+    answers = EmbeddingServicer(service.registry).EmbedStream(requests(), NoDeadline())
+    service.graph.hold()
+    service.graph.let_through()
+    await anext(answers)
+    await until(lambda: service.engine.queued_tokens > 0)
+    await answers.aclose()  # type: ignore[attr-defined] # it is an async generator
+    assert service.engine.queued_tokens == 0
 
 
 async def test_a_cancelled_call_leaves_the_queue(service: Service) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
 from aimass_serving.errors import AimassError, InputTooLong, InvalidField
-from aimass_serving.telemetry import GenAiMeasurement, annotate, emit_phase, record_gen_ai
+from aimass_serving.telemetry import GenAiMeasurement, emit_phase, record_gen_ai
 from numpy.typing import NDArray
 
 from aimass_encoder.config import EncoderConfig
@@ -194,15 +194,7 @@ class EncoderEngine:
         options: EmbedOptions,
     ) -> Sequence[EmbeddedText | AimassError]:
         vectors = self._shaped(_good(pooled), options)
-        texts = [_embedded(v, t) for v, t in zip(_merged(pooled, vectors), tokenized, strict=True)]
-        annotate(
-            {
-                "gen_ai.operation.name": "embeddings",
-                "gen_ai.request.model": self._model,
-                "gen_ai.usage.input_tokens": sum(len(t.token_ids) for t in _good(tokenized)),
-            }
-        )
-        return texts
+        return [_embedded(v, t) for v, t in zip(_merged(pooled, vectors), tokenized, strict=True)]
 
     def _shaped(
         self, vectors: Sequence[NDArray[np.float32]], options: EmbedOptions

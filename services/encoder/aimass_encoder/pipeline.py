@@ -365,13 +365,15 @@ def _emit_phases(call: EncodeCall) -> None:
 
 def _emit_batch(batch: Batch[Work], start_ns: int, end_ns: int) -> None:
     """Record a batch that several calls shared as a span of its own, linked to theirs."""
-    spans = {entry.payload.call: entry.payload.call.span for entry in batch.entries}
-    links = [Link(span) for span in spans.values() if span.is_valid]
-    if len(links) < 2:
+    calls = {entry.payload.call for entry in batch.entries}
+    spans = {call.span.span_id: call.span for call in calls if call.span.is_valid}
+    if len(calls) < 2 or not spans:
         return
     attributes = {
         "aimass.num_texts": len(batch.entries),
         "aimass.num_tokens": batch.num_tokens,
         "aimass.num_padded_tokens": batch.padded_tokens,
     }
-    emit_phase("encoder.batch", start_ns, end_ns, attributes=attributes, links=links)
+    emit_phase(
+        "encoder.batch", start_ns, end_ns, attributes=attributes, links=list(map(Link, spans.values()))
+    )

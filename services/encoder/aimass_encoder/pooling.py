@@ -47,9 +47,9 @@ def _mean(hidden: Vectors, mask: Mask) -> Vectors:
 
 
 def l2_normalize(vectors: Vectors) -> Vectors:
-    """Scale each row of [batch, dimensions] to length 1. A row of zeros stays a row of zeros."""
+    """Scale each row of [batch, dimensions] to length 1. Zeros stay zeros; a row with NaN becomes NaN."""
     scale = np.abs(vectors).max(axis=1, keepdims=True)  # first, so that squares neither overflow nor vanish
-    scaled = np.divide(vectors, scale, out=np.zeros_like(vectors), where=scale > 0)
+    scaled = np.divide(vectors, scale, out=np.zeros_like(vectors), where=scale != 0)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)  # [batch, 1]
-    unit: Vectors = np.divide(scaled, length, out=np.zeros_like(vectors), where=length > 0)
+    unit: Vectors = np.divide(scaled, length, out=np.zeros_like(vectors), where=length != 0)
     return unit

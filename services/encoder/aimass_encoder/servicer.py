@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from aimass_serving.errors import (
 )
 from aimass_serving.registry import ModelRegistry
 from aimass_serving.request_context import RequestContext, request_context
+from aimass_serving.telemetry import annotate
 
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.request import (
@@ -79,6 +81,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
         reply = await served.engine.embed(
             EmbedRequest(request.texts, embed_options(request.options), deadline_s=call.deadline_s)
         )
+        _annotate(served.name, reply.num_tokens)
         return pb.EmbedResponse(
             results=result_pbs(reply.results, dtype),
             dimensions=reply.dimensions,
@@ -96,10 +99,13 @@ class EmbeddingServicer(EmbeddingServiceServicer):
         config = await _first_config(request_iterator)
         call = request_context(context, config.request_id)
         stream = self._open(config, call)
-        async for response in in_order(
-            _numbered_texts(request_iterator), stream.embed, window=stream.engine.stream_window
-        ):
-            yield response
+        texts = _numbered_texts(request_iterator)
+        try:
+            async with aclosing(in_order(texts, stream.embed, window=stream.engine.stream_window)) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            _annotate(config.model, stream.num_tokens)
 
     def _open(self, config: pb.EmbedStreamConfig, call: RequestContext) -> _EmbedStream:
         """Check the configuration of a stream; its fields are named from the stream's first message."""
@@ -130,6 +136,8 @@ class _EmbedStream:
         self._dtype = dtype
         self._dtype_pb = dtype_pb
         self._deadline_s = deadline_s
+        self.num_tokens = 0
+        """Tokens the model saw so far."""
 
     async def embed(self, numbered: tuple[int, str]) -> pb.EmbedStreamResponse:
         index, text = numbered
@@ -137,6 +145,7 @@ class _EmbedStream:
             reply = await self.engine.embed(
                 EmbedRequest([text], self._options, deadline_s=self._deadline_s, field_name="text")
             )
+            self.num_tokens += reply.num_tokens
             results: Sequence[EmbeddedText | AimassError] = reply.results
         except ITEM_ERRORS as error:
             results = [error]
@@ -192,6 +201,17 @@ def timings_pb(timings: PhaseTimings) -> usage_pb2.Timings:
         queue_ms=timings.queue_ms,
         compute_ms=timings.compute_ms,
         total_ms=timings.total_ms,
+    )
+
+
+def _annotate(model: str, num_tokens: int) -> None:
+    """Say on the call's span what it used."""
+    annotate(
+        {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.request.model": model,
+            "gen_ai.usage.input_tokens": num_tokens,
+        }
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -12,12 +12,12 @@ Result = TypeVar("Result")
 
 async def in_order(
     items: AsyncIterator[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], *, window: int
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Yield the result of each item in order, working on up to `window` of them at once.
 
     A result counts until the next one is asked for, so a reader that stops, stops the reading of `items`.
     An error of `items` or `work` is raised in its place, after the results before it. Whatever is in work
-    when this ends is cancelled.
+    when this ends is cancelled: close it (`contextlib.aclosing`) where it may be left early.
     """
     queue: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()
     room = asyncio.Semaphore(window)

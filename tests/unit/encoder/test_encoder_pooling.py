@@ -59,5 +59,11 @@ def test_normalised_rows_have_length_one_or_are_zero(vectors: NDArray[np.float32
     np.testing.assert_array_equal(length[is_zero], 0)
 
 
+def test_normalising_does_not_hide_nan() -> None:
+    normalised = l2_normalize(np.array([[np.nan, 1], [3, 4]], np.float32))
+    assert np.isnan(normalised[0]).all()
+    np.testing.assert_allclose(normalised[1], [0.6, 0.8], rtol=1e-6)
+
+
 def test_normalising_keeps_the_direction() -> None:
     np.testing.assert_allclose(l2_normalize(np.array([[3, -4]], np.float32)), [[0.6, -0.8]], rtol=1e-6)

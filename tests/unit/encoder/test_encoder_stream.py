@@ -86,5 +86,5 @@ async def test_work_is_cancelled_when_the_consumer_leaves() -> None:
     assert await anext(results) == 0
     for _ in range(10):
         await asyncio.sleep(0)
-    await results.aclose()  # type: ignore[attr-defined]
+    await results.aclose()
     assert sorted(cancelled) == [1, 2, 3]
