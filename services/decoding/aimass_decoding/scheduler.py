@@ -87,7 +87,7 @@ class Scheduler:
         self._prefill_tokens_since_decode = 0
         self._debt_s = 0.0
         self._departures = _Rate()
-        self._prefill_cost = _Cost()
+        self._prefill_token_cost = _Cost()  # of full chunks
         self._decode_cost = _Cost()
 
     @property
@@ -134,7 +134,8 @@ class Scheduler:
         """Queue a sequence.
 
         Raises `InputTooLong` when its prompt leaves no room for a token, `DeadlineExceeded` when its deadline
-        is lost already by the measured speed, `Overloaded` when the queue is full.
+        is lost already by the measured speed, `Overloaded` when the queue is full, or too long for its
+        deadline.
         """
         if sequence.num_prompt_tokens + 1 > self._max_len:
             num_tokens = sequence.num_prompt_tokens
@@ -257,21 +258,41 @@ class Scheduler:
         self._debt_s = self._debt_s + seconds if self._slows_down(sequence, decoding) else self._debt_s
         self._debt_s = self._debt_s if decoding else 0.0
         self._prefill_tokens_since_decode += step.count
-        self._prefill_cost.observe(seconds / step.count)
+        if (
+            step.count == self._max_chunk
+        ):  # a short chunk costs far more a token, and says nothing of long ones
+            self._prefill_token_cost.observe(seconds / step.count)
         sequence.num_cached += step.count
         sequence.last_progress_s = now_s
         if step.is_last_chunk:
             sequence.stage = Stage.DECODING
 
     def _refuse_lost_deadline(self, sequence: Sequence, now_s: float) -> None:
-        """Refuse a deadline that would be missed even by a sequence that runs alone and ends at once."""
+        """Refuse a deadline that would be missed by the measured speed.
+
+        Both bounds are optimistic: the sequence ends at its first chance, and only the prompts before it
+        take time. An idle engine tries in any case, lest an old measurement refuse everyone for ever.
+        """
         deadline_s = sequence.request.deadline_s
         if deadline_s is None:
             return
-        least_s = self._prefill_cost.seconds * sequence.num_prompt_tokens
+        least_s = self._prefill_token_cost.seconds * sequence.num_prompt_tokens
         least_s += self._decode_cost.seconds * max(0, sequence.request.min_new_tokens - 1)
-        if now_s + least_s > deadline_s:
+        if now_s + (least_s if self.has_work else 0) > deadline_s:
             raise DeadlineExceeded(phase="admission")
+        wait_s = self._prefill_token_cost.seconds * self._prompt_tokens_before(sequence)
+        if wait_s > 0 and now_s + wait_s + least_s > deadline_s:
+            detail = (
+                f"the prompts before it take {wait_s:.1f} s, its deadline is in {deadline_s - now_s:.1f} s"
+            )
+            raise Overloaded(retry_after_s=_bounded_retry_s(wait_s), detail=detail)
+
+    def _prompt_tokens_before(self, sequence: Sequence) -> int:
+        """Count the prompt tokens that are computed before this sequence's, by the order of now."""
+        place = bisect.bisect_left(self._waiting, (self._key(sequence),))
+        return sum(s.num_prompt_left for _, s in self._waiting[:place]) + sum(
+            s.num_prompt_left for s in self._active.values() if self._key(s) < self._key(sequence)
+        )
 
     def _refuse_overload(self, sequence: Sequence, now_s: float) -> None:
         num_tokens = self._queue_tokens + sequence.num_prompt_tokens
@@ -283,8 +304,11 @@ class Scheduler:
     def _retry_after_s(self, excess_tokens: int, now_s: float) -> float:
         """Return when room for so many tokens is expected, by the rate at which prompts got slots lately."""
         rate = self._departures.per_second(now_s)
-        wait_s = excess_tokens / rate if rate > 0 else 1.0
-        return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        return _bounded_retry_s(excess_tokens / rate if rate > 0 else 1.0)
+
+
+def _bounded_retry_s(wait_s: float) -> float:
+    return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
 @dataclass(slots=True)

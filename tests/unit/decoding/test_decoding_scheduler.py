@@ -202,13 +202,42 @@ def test_a_faster_engine_asks_callers_to_come_back_sooner() -> None:
     assert retry_after_s(0.5) < retry_after_s(5.0)
 
 
-def test_a_deadline_that_the_measured_speed_cannot_meet_is_refused_at_once() -> None:
-    sut = scheduler()
+def measured_scheduler() -> Scheduler:
+    """One slot, which is taken; a prompt token takes 0.1 s."""
+    sut = scheduler(num_slots=1, max_prefill_tokens_per_step=10)
     sut.submit(sequence(0), 0)
-    prefill(sut, seconds=1.0)  # 0.1 s a token
+    prefill(sut, seconds=1.0)
+    return sut
+
+
+def test_a_deadline_that_the_measured_speed_cannot_meet_is_refused_at_once() -> None:
+    sut = measured_scheduler()
     with pytest.raises(DeadlineExceeded):
         sut.submit(sequence(1, deadline_s=0.9), 0)
     sut.submit(sequence(2, deadline_s=1.1), 0)
+
+
+def test_an_idle_engine_measures_again_before_it_refuses_by_speed() -> None:
+    sut = measured_scheduler()
+    sut.remove(next(iter(sut.active)))
+    sut.submit(sequence(1, deadline_s=0.9), 0)
+
+
+def test_short_prompts_do_not_make_long_ones_look_slow() -> None:
+    sut = scheduler(max_prefill_tokens_per_step=100)
+    sut.submit(sequence(0, num_prompt_tokens=1), 0)
+    prefill(sut, seconds=1.0)
+    sut.submit(sequence(1, num_prompt_tokens=500, deadline_s=10), 0)
+
+
+def test_a_deadline_that_only_the_queue_makes_impossible_is_refused_as_overload() -> None:
+    sut = measured_scheduler()
+    for number in range(1, 4):
+        sut.submit(sequence(number, deadline_s=100), 0)
+    with pytest.raises(Overloaded, match="prompts before it") as refusal:
+        sut.submit(sequence(4, deadline_s=100, priority=-1, num_prompt_tokens=980), 0)
+    assert refusal.value.retry_after_s == pytest.approx(3.0)
+    sut.submit(sequence(5, deadline_s=100, priority=1, num_prompt_tokens=980), 0)
 
 
 def test_before_anything_was_measured_only_a_past_deadline_is_refused() -> None:
