@@ -56,7 +56,7 @@ def _save_causal_lm(source: Source, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     loaded = load_causal_lm(source)
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types here
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=loaded.text.tokenizer, padding_side="left", **dict(loaded.text.special_tokens)
     )
     tokenizer.pad_token_id = loaded.text.pad_token_id
