@@ -13,6 +13,7 @@ import {
   type Transport,
 } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager, type Http2SessionOptions } from "@connectrpc/connect-node";
+import { type CallOptions, RunningCall } from "./call.js";
 import { AimassError } from "./errors.js";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
@@ -20,8 +21,6 @@ const DEFAULT_STREAM_TIMEOUT_MS = 600_000;
 const DEFAULT_KEEPALIVE_MS = 60_000;
 const KEEPALIVE_TIMEOUT_MS = 20_000;
 const DEFAULT_MAX_RECEIVE_BYTES = 64 * 1024 * 1024;
-/** gRPC sends a deadline as whole milliseconds in at most eight digits: about 27 hours. */
-const MAX_TIMEOUT_MS = 99_999_999;
 
 /** How the server proves who it is, and with `cert` and `key` the client too (mutual TLS). All in PEM. */
 export interface TlsOptions {
@@ -54,24 +53,11 @@ export interface ConnectionOptions {
   readonly interceptors?: readonly Interceptor[];
 }
 
-/** What a single call may say for itself. */
-export interface CallOptions {
-  /** Deadline in milliseconds from now. Default: the connection's. */
-  readonly timeoutMs?: number;
-  /** Cancels the call, here and at the server, when aborted. */
-  readonly signal?: AbortSignal;
-  /** W3C trace context of the caller, passed on as it is. */
-  readonly traceparent?: string;
-  /** W3C vendor part of the trace context, passed on as it is. */
-  readonly tracestate?: string;
-  /** Further metadata. */
-  readonly headers?: Readonly<Record<string, string>>;
-}
-
 /** A connection that several clients may share. Opened by the first call; `close` ends it and all its calls. */
 export class Connection {
   readonly #options: ConnectionOptions;
   readonly #session: Http2SessionManager;
+  readonly #closed = new AbortController();
   readonly #transport: Transport;
 
   constructor(options: ConnectionOptions) {
@@ -97,11 +83,13 @@ export class Connection {
 
   /** Runs one unary call. Throws `AimassError`. */
   async unary<T>(call: (options: ConnectCallOptions) => Promise<T>, options: CallOptions): Promise<T> {
-    const callOptions = this.#callOptions(options, this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+    const running = this.#start(options, this.#options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
     try {
-      return await call({ ...callOptions, ...(options.signal && { signal: options.signal }) });
+      return await call(this.#callOptions(options, running));
     } catch (cause) {
-      throw AimassError.from(cause);
+      throw running.failure(cause);
+    } finally {
+      running.end();
     }
   }
 
@@ -113,27 +101,20 @@ export class Connection {
     call: (options: ConnectCallOptions) => AsyncIterable<T>,
     options: CallOptions,
   ): AsyncGenerator<T, void, undefined> {
-    const callOptions = this.#callOptions(
-      options,
-      this.#options.streamTimeoutMs ?? DEFAULT_STREAM_TIMEOUT_MS,
-    );
-    const cancel = new AbortController();
-    const forward = () => cancel.abort(options.signal?.reason);
-    options.signal?.addEventListener("abort", forward, { once: true });
-    if (options.signal?.aborted) forward();
-    const messages = call({ ...callOptions, signal: cancel.signal })[Symbol.asyncIterator]();
+    const running = this.#start(options, this.#options.streamTimeoutMs ?? DEFAULT_STREAM_TIMEOUT_MS);
+    const messages = call(this.#callOptions(options, running))[Symbol.asyncIterator]();
     try {
-      yield* reading(messages);
+      yield* reading(messages, running);
     } finally {
-      options.signal?.removeEventListener("abort", forward);
-      cancel.abort();
+      running.end();
       // Only a further read makes the transport stop its deadline timer, which would keep the process alive.
       await messages.next().catch(() => undefined);
     }
   }
 
-  /** Closes the connection. Calls under way fail with `CANCELLED`. */
+  /** Closes the connection for good. Calls under way, and later ones, fail with `CANCELLED`. */
   close(): void {
+    this.#closed.abort();
     this.#session.abort();
   }
 
@@ -141,23 +122,34 @@ export class Connection {
     this.close();
   }
 
-  #callOptions(options: CallOptions, defaultTimeoutMs: number): ConnectCallOptions {
+  #start({ timeoutMs, signal }: CallOptions, defaultTimeoutMs: number): RunningCall {
+    const cancelledBy = signal ? [this.#closed.signal, signal] : [this.#closed.signal];
+    return new RunningCall(timeoutMs ?? defaultTimeoutMs, cancelledBy);
+  }
+
+  #callOptions(options: CallOptions, { signal, timeoutMs }: RunningCall): ConnectCallOptions {
+    const { traceparent, tracestate, headers } = options;
+    const { apiKey } = this.#options;
     return {
-      timeoutMs: checkedTimeout(options.timeoutMs ?? defaultTimeoutMs),
+      signal,
+      timeoutMs,
       headers: {
-        ...(this.#options.apiKey && { authorization: `Bearer ${this.#options.apiKey}` }),
-        ...(options.traceparent && { traceparent: options.traceparent }),
-        ...(options.tracestate && { tracestate: options.tracestate }),
-        ...options.headers,
+        ...(apiKey && { authorization: `Bearer ${apiKey}` }),
+        ...(traceparent && { traceparent }),
+        ...(tracestate && { tracestate }),
+        ...headers,
       },
     };
   }
 }
 
-async function* reading<T>(messages: AsyncIterator<T>): AsyncGenerator<T, void, undefined> {
+async function* reading<T>(
+  messages: AsyncIterator<T>,
+  running: RunningCall,
+): AsyncGenerator<T, void, undefined> {
   for (;;) {
     const next = await messages.next().catch((cause: unknown) => {
-      throw AimassError.from(cause);
+      throw running.failure(cause);
     });
     if (next.done) return;
     yield next.value;
@@ -169,13 +161,6 @@ function checkedAddress(address: string): string {
     throw AimassError.ofField("address", `expected host:port, got ${JSON.stringify(address)}`);
   }
   return address;
-}
-
-function checkedTimeout(timeoutMs: number): number {
-  if (!(timeoutMs > 0 && timeoutMs <= MAX_TIMEOUT_MS)) {
-    throw AimassError.ofField("timeoutMs", `expected above 0, up to ${MAX_TIMEOUT_MS}, got ${timeoutMs}`);
-  }
-  return Math.ceil(timeoutMs);
 }
 
 function pingOptions(keepaliveMs = DEFAULT_KEEPALIVE_MS): Http2SessionOptions {

@@ -1,7 +1,7 @@
 /** Sentence embeddings: many texts in one call, or a stream of texts. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { CallOptions } from "./connection.js";
+import type { CallOptions } from "./call.js";
 import { AimassError, type ItemFailure, itemFailure } from "./errors.js";
 import type { Timings, Usage } from "./gen/aimass/common/v1/usage_pb.js";
 import {

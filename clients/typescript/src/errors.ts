@@ -127,6 +127,22 @@ export class AimassError extends Error {
   }
 }
 
+/** The error of a call whose connection failed, with `code`; undefined when `cause` is something else. */
+export function connectionFailure(cause: unknown, code: StatusCode): AimassError | undefined {
+  if (!(cause instanceof ConnectError) || !(isReset(cause) || isNodeError(cause.cause))) return undefined;
+  return new AimassError({ code, message: `the connection failed: ${cause.rawMessage}`, cause });
+}
+
+/** Whether the stream was reset without a status from the server. */
+function isReset(error: ConnectError): boolean {
+  return error.rawMessage.startsWith("http/2 ");
+}
+
+/** Whether it is an error of Node's sockets, TLS or HTTP/2, which all carry a code such as `ECONNRESET`. */
+function isNodeError(cause: unknown): boolean {
+  return cause instanceof Error && "code" in cause && typeof cause.code === "string";
+}
+
 /** The failure of one item of a batch, in the words of `AimassError`. */
 export function itemFailure(error: ItemError): ItemFailure {
   return {

@@ -2,7 +2,7 @@
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
-import type { CallOptions } from "./connection.js";
+import type { CallOptions } from "./call.js";
 import { AimassError } from "./errors.js";
 import {
   type CompleteResponse,

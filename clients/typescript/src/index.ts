@@ -1,6 +1,7 @@
 /** Typed client of the aimass services. */
 
-export { type CallOptions, Connection, type ConnectionOptions, type TlsOptions } from "./connection.js";
+export type { CallOptions } from "./call.js";
+export { Connection, type ConnectionOptions, type TlsOptions } from "./connection.js";
 export {
   type EmbedConfig,
   type EmbeddedText,

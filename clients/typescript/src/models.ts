@@ -1,6 +1,6 @@
 /** What a service serves, and in what state. Every aimass service answers this client. */
 
-import type { CallOptions } from "./connection.js";
+import type { CallOptions } from "./call.js";
 import { AimassError } from "./errors.js";
 import { type Model, ModelService } from "./gen/aimass/model/v1/model_service_pb.js";
 import { ServiceClient } from "./service-client.js";
