@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
+from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
+
+MAX_LINE_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,11 @@ def rich_tree(root: SpanNode) -> Tree:
     tree = Tree(_label(root.span, root.span, parent_service=""), guide_style="dim")
     _add_children(tree, root, root.span)
     return tree
+
+
+def print_tree(root: SpanNode, *, file: IO[str] | None = None) -> None:
+    """Print a tree to `file` or standard output: one line a span, however narrow the terminal is."""
+    Console(file=file, width=MAX_LINE_CHARS).print(rich_tree(root))
 
 
 def trace_object(spans: Sequence[FinishedSpan]) -> dict[str, object]:

@@ -7,13 +7,12 @@ import json
 
 import pytest
 from aimass.trace_collector import PortInUse, TraceCollector, running_collector, spans_of
-from aimass.trace_tree import FinishedSpan, SpanNode, rich_tree, span_forest, trace_object
+from aimass.trace_tree import FinishedSpan, SpanNode, print_tree, span_forest, trace_object
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
-from rich.console import Console
 
 MS = 1_000_000
 
@@ -51,8 +50,8 @@ REQUEST = [
 
 def printed(root: SpanNode) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=100).print(rich_tree(root))
-    return [line.rstrip() for line in out.getvalue().splitlines()]
+    print_tree(root, file=out)
+    return out.getvalue().splitlines()
 
 
 def all_spans(nodes: object) -> list[str]:

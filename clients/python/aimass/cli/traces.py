@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from aimass.trace_collector import DEFAULT_OTLP_PORT, TraceCollector, running_collector
-from aimass.trace_tree import FinishedSpan, rich_tree, span_forest, trace_object
+from aimass.trace_tree import FinishedSpan, print_tree, span_forest, trace_object
 
 LOOK_EVERY_S = 0.2
 
@@ -48,6 +47,5 @@ def show_trace(spans: Sequence[FinishedSpan], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(trace_object(spans), ensure_ascii=False))
         return
-    console = Console()
     for root in span_forest(spans):
-        console.print(rich_tree(root))
+        print_tree(root)
