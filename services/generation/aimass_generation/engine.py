@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
 from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta
+from aimass_decoding.stats import EngineStats
 from aimass_serving.errors import AimassError, InvalidField, InvalidFields, Overloaded
 from aimass_serving.telemetry import emit_phase
 from numpy.typing import NDArray
@@ -67,6 +68,9 @@ class TokenEngine(Protocol):
 
     def generate(self, request: SequenceRequest) -> AsyncGenerator[TokenDelta, None]:
         """Give a sequence's tokens as they come; closing the generator gives the sequence up."""
+
+    def stats(self) -> EngineStats:
+        """What the engine has done so far."""
 
     async def drain(self) -> None:
         """Take no new work and return when all work is done."""
@@ -132,6 +136,10 @@ class GenerationEngine:
     def execution_provider(self) -> str:
         """ONNX Runtime execution provider that runs the model."""
         return self._tokens.execution_provider
+
+    def stats(self) -> EngineStats:
+        """Return what the decoding engine has done so far, in numbers."""
+        return self._tokens.stats()
 
     async def drain(self) -> None:
         """Take no new work and return when all work is done."""

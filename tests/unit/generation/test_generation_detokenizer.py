@@ -100,6 +100,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
         byte_level_in_a_sequence,
     )
 } | {"sentencepiece_without_strip": lambda: sentencepiece(strip=False)}
+BYTE_LEVEL_CHARS = {bytes_of_byte_level(char)[0]: str(char) for char in pre_tokenizers.ByteLevel.alphabet()}
 DECODERS = {kind: (tokenizer := make(), TextDecoder(tokenizer)) for kind, make in KINDS.items()}
 
 
@@ -123,7 +124,7 @@ def test_joined_pieces_equal_decoding_all_at_once(kind: str, data: st.DataObject
 @settings(max_examples=300)
 def test_joined_pieces_are_equal_for_broken_and_whole_bytes(kind: str, data: st.DataObject) -> None:
     tokenizer, decoder = DECODERS[kind]
-    spelling = "<0x{:02X}>".format if kind.startswith("s") else lambda byte: _byte_level_char(byte)
+    spelling = "<0x{:02X}>".format if kind.startswith("s") else BYTE_LEVEL_CHARS.__getitem__
     raw = data.draw(
         st.lists(
             st.one_of(st.binary(min_size=1, max_size=3), st.sampled_from(["😀".encode(), "你".encode()])),
@@ -132,14 +133,6 @@ def test_joined_pieces_are_equal_for_broken_and_whole_bytes(kind: str, data: st.
     )
     ids = [tokenizer.token_to_id(spelling(byte)) for byte in b"".join(raw)]
     assert "".join(streamed(decoder, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _byte_level_char(byte: int) -> str:
-    return next(
-        str(char)
-        for char in pre_tokenizers.ByteLevel.alphabet()
-        if bytes_of_byte_level(char) == bytes([byte])
-    )
 
 
 @pytest.mark.parametrize("text", CORPUS)
@@ -153,7 +146,7 @@ def test_no_piece_ends_inside_a_character(text: str) -> None:
 def test_first_bytes_of_a_character_are_held_back_until_it_is_whole() -> None:
     tokenizer, decoder = DECODERS["byte_level"]
     detokenizer = decoder.detokenizer()
-    ids = [tokenizer.token_to_id(_byte_level_char(byte)) for byte in "🦜".encode()]
+    ids = [tokenizer.token_to_id(BYTE_LEVEL_CHARS[byte]) for byte in "🦜".encode()]
     assert [detokenizer.push(token_id) for token_id in ids[:3]] == ["", "", ""]
     assert detokenizer.is_holding
     assert detokenizer.push(ids[3]) == "🦜"
@@ -163,7 +156,7 @@ def test_first_bytes_of_a_character_are_held_back_until_it_is_whole() -> None:
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
 def test_character_that_never_gets_whole_becomes_a_replacement_character(kind: str) -> None:
     tokenizer, decoder = DECODERS[kind]
-    first = tokenizer.token_to_id("<0xF0>" if kind == "sentencepiece" else _byte_level_char(0xF0))
+    first = tokenizer.token_to_id("<0xF0>" if kind == "sentencepiece" else BYTE_LEVEL_CHARS[0xF0])
     assert streamed(decoder, [first]) == ["", "\ufffd"]
 
 
@@ -189,7 +182,7 @@ def test_continuation_is_what_decoding_adds_to_the_text_before(kind: str, data: 
 def test_long_runs_of_broken_bytes_do_not_pile_up() -> None:
     """The window stays short, and a byte-level decoder keeps at most the three bytes of one character."""
     tokenizer, decoder = DECODERS["byte_level"]
-    broken = tokenizer.token_to_id(_byte_level_char(0xFF))
+    broken = tokenizer.token_to_id(BYTE_LEVEL_CHARS[0xFF])
     detokenizer = decoder.detokenizer()
     assert [detokenizer.push(broken) for _ in range(1000)] == ["\ufffd"] * 1000
 
