@@ -63,7 +63,7 @@ models: setup ## Export the default models into $AIMASS_STORE (models/); what is
 	done
 
 .PHONY: demo
-demo: models ## Export, serve, chat, embed and show a trace: the whole journey in one command
+demo: setup ## Export, serve, chat, embed and show a trace: the whole journey in one command
 	@$(BIN)/python demo/demo.py
 
 .PHONY: run
