@@ -327,15 +327,21 @@ class NoDeadline:
 
 
 async def test_a_stream_that_is_left_between_two_answers_leaves_the_queue_at_once(service: Service) -> None:
+    more_wanted = asyncio.Event()
+
     async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
-        for request in stream_of(["a b", "w " * 14] * 15):  # too unlike to share a batch
+        config, first, *others = stream_of(["a b", "w " * 14] * 15)  # too unlike to share a batch
+        yield config
+        yield first
+        await more_wanted.wait()
+        for request in others:
             yield request
 
     answers = EmbeddingServicer(service.registry).EmbedStream(requests(), NoDeadline())
-    service.graph.hold()
-    service.graph.let_through()
     await anext(answers)
-    await until(lambda: service.engine.queued_tokens > 0)
+    service.graph.hold()
+    more_wanted.set()
+    await until(lambda: len(service.graph.shapes) == 2 and service.engine.queued_tokens > 0)
     await answers.aclose()  # type: ignore[attr-defined] # it is an async generator
     assert service.engine.queued_tokens == 0
 
