@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from aimass.testing import (
     Script,
     delta_event,
     error_result,
+    finish_event,
     prompt_info_event,
     ready_model,
     running_fakes,
@@ -41,6 +43,7 @@ from typer.testing import CliRunner
 
 NOBODY = "127.0.0.1:1"
 SAID = "Hello there, naïve 🙂"
+FINE: Script = [prompt_info_event(), delta_event("fine"), finish_event()]
 ENDLESS: Script = [prompt_info_event(), delta_event("a"), Hang()]
 
 
@@ -71,7 +74,8 @@ def generating(script: Script) -> FakeGenerationService:
 @contextmanager
 def aimass(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", "from aimass.cli import main; main()", *arguments],
+        [sys.executable, "-m", "aimass.cli", *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -223,6 +227,50 @@ def test_ctrl_c_cancels_the_call_and_leaves() -> None:
         assert process.returncode == 130
         assert "Traceback" not in stderr
         assert fake.calls[0].was_cancelled
+
+
+def test_ctrl_c_cancels_a_call_that_answers_at_once() -> None:
+    fake = generating([Hang()])
+    with (
+        running_fakes(fake) as address,
+        aimass("generate", "Hi", "--model", "m", "--address", address, "--json") as process,
+    ):
+        _wait_for_calls(fake, 1)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+
+        assert (process.returncode, stdout) == (130, "")
+        assert "Traceback" not in stderr
+        assert fake.calls[0].was_cancelled
+
+
+def test_ctrl_c_in_a_conversation_stops_the_answer_and_not_the_conversation() -> None:
+    fake = FakeGenerationService(generate=[ENDLESS, FINE])
+    with (
+        running_fakes(fake) as address,
+        aimass("chat", "--model", "m", "--address", address) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        assert process.stdout.read(1) == "a"
+        process.send_signal(signal.SIGINT)
+        assert fake.calls[0].was_cancelled
+        stdout, stderr = process.communicate("two\n", timeout=30)
+
+    assert (process.returncode, stdout) == (0, "\nfine\n")
+    assert "[stopped]" in stderr
+    last = fake.calls[1].requests[0]
+    assert isinstance(last, pb.GenerateRequest)
+    assert [m.content for m in last.chat.messages] == ["one", "a", "two"], "what was answered is remembered"
+
+
+def _wait_for_calls(fake: FakeGenerationService, num_calls: int) -> None:
+    until_s = time.monotonic() + 30
+    while len(fake.calls) < num_calls and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert len(fake.calls) == num_calls
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:

@@ -204,12 +204,20 @@ class ServiceClient:
 
 def _open_channel(address: str, options: ConnectionOptions) -> grpc.Channel:
     arguments = list(_channel_arguments(options))
+    if _is_this_machine(address):
+        arguments.append(("grpc.enable_http_proxy", 0))
     if options.tls is None:
         return grpc.insecure_channel(address, options=arguments)
     credentials = grpc.ssl_channel_credentials(
         options.tls.root_certificates, options.tls.private_key, options.tls.certificate_chain
     )
     return grpc.secure_channel(address, credentials, options=arguments)
+
+
+def _is_this_machine(address: str) -> bool:
+    """Whether the address is a loopback one: a proxy of the environment would look for it on its own host."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _channel_arguments(options: ConnectionOptions) -> Iterator[tuple[str, object]]:

@@ -299,12 +299,20 @@ class FakeHealthService(health.HealthServicer):  # type: ignore[misc]  # publish
 
 
 @contextmanager
-def running_fakes(*services: FakeService, num_threads: int = 8) -> Iterator[str]:
-    """Run the fakes in one server on a free port of this machine, and give its address."""
+def running_fakes(
+    *services: FakeService, credentials: grpc.ServerCredentials | None = None, num_threads: int = 8
+) -> Iterator[str]:
+    """Run the fakes in one server on a free port of this machine, and give its address.
+
+    With `credentials` it speaks TLS.
+    """
     server = grpc.server(futures.ThreadPoolExecutor(num_threads), options=[("grpc.so_reuseport", 0)])
     for service in services:
         service.add_to(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield f"127.0.0.1:{port}"
