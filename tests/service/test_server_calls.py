@@ -189,7 +189,8 @@ async def test_caller_that_stops_reading_and_cancels_frees_its_place(
     assert await call.read()
     await eventually(lambda: engine.num_running == 1)
     call.cancel()
-    await eventually(lambda: engine.num_closed_generators == 1)
+    await eventually(lambda: engine.num_closed == 1)
+    assert engine.num_closed_elsewhere == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -57,9 +57,11 @@ def up(
     given = {"--store": store, "--device": device, "--host": host, "--log-level": log_level}
     options = [text for option, value in given.items() if value is not None for text in (option, value)]
     options += ["--allow-unverified"] * allow_unverified + ["--reflection"] * reflection
+    announcement = Announcement(to_stdout=as_json, file=ready_file)
+    announcement.withdraw()
     try:
         programs = service_programs(options, ports=_ports(port or []))
-        asyncio.run(_supervise(programs, Announcement(to_stdout=as_json, file=ready_file)))
+        asyncio.run(_supervise(programs, announcement))
     except AimassError as error:
         typer.echo(f"aimass up: {error}", err=True)
         raise typer.Exit(1) from error

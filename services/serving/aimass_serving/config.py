@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from aimass_serving.errors import BadConfig
 from aimass_serving.session import SessionConfig
@@ -176,7 +176,10 @@ def fill(config: type[C], environ: Mapping[str, str], *, prefix: str) -> C:
         for name in _names(config)
         if prefix + name in environ
     }
-    return config(**given)
+    try:
+        return config(**given)
+    except ValueError as error:
+        raise BadConfig(f"{prefix}*", expected="settings that go together", got=str(error)) from error
 
 
 def _refuse_unknown(environ: Mapping[str, str], known: set[str], foreign: Iterable[str]) -> None:
@@ -205,7 +208,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 
 def _parser(kind: Any) -> tuple[str, Callable[[str], Any]]:
     """Return what a value of this type looks like, in words, and how to read it."""
-    if get_origin(kind) in (types.UnionType,):
+    if get_origin(kind) in (types.UnionType, Union):
         return _parser(next(option for option in get_args(kind) if option is not type(None)))
     if get_origin(kind) is tuple:
         return "names separated by commas", lambda text: tuple(

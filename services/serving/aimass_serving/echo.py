@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -59,7 +60,10 @@ class EchoEngine:
     def __init__(self) -> None:
         self.num_running = 0
         """Replies in progress: what a real engine's slots would be."""
-        self.num_closed_generators = 0
+        self.num_closed = 0
+        """Replies that are over, whatever their end."""
+        self.num_closed_elsewhere = 0
+        """Those of them that were not closed by the task that served the call."""
         self.is_closed = False
 
     async def drain(self) -> None:
@@ -68,9 +72,10 @@ class EchoEngine:
     def close(self) -> None:
         self.is_closed = True
 
-    async def reply(self, command: str) -> AsyncIterator[str]:
+    async def reply(self, command: str) -> AsyncGenerator[str, None]:
         """Do what the command says, once for each reply."""
         word, _, rest = command.partition(" ")
+        task = asyncio.current_task()
         self.num_running += 1
         try:
             if word == "raise":
@@ -81,7 +86,8 @@ class EchoEngine:
                 yield command
         finally:
             self.num_running -= 1
-            self.num_closed_generators += 1
+            self.num_closed += 1
+            self.num_closed_elsewhere += task is not asyncio.current_task()
 
 
 class EchoServicer:
@@ -97,8 +103,10 @@ class EchoServicer:
 
     async def unary_stream(self, request: GetModelRequest, context: Any) -> AsyncIterator[GetModelResponse]:
         """Return every reply."""
-        async for text in self._engine.reply(request.model):
-            yield _response(text)
+        # `async for` alone does not close what it iterates when it is left early: only the collector would.
+        async with aclosing(self._engine.reply(request.model)) as texts:
+            async for text in texts:
+                yield _response(text)
 
     async def stream_unary(self, requests: AsyncIterator[GetModelRequest], context: Any) -> GetModelResponse:
         """Return the replies to all requests, joined by spaces."""
@@ -110,8 +118,9 @@ class EchoServicer:
     ) -> AsyncIterator[GetModelResponse]:
         """Return the replies to each request."""
         async for request in requests:
-            async for text in self._engine.reply(request.model):
-                yield _response(text)
+            async with aclosing(self._engine.reply(request.model)) as texts:
+                async for text in texts:
+                    yield _response(text)
 
     @property
     def _engine(self) -> EchoEngine:

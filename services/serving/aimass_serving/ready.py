@@ -19,6 +19,11 @@ class Announcement:
     file: Path | None = None
     """Write the line to this file, which appears whole: whoever waits for it never reads half of it."""
 
+    def withdraw(self) -> None:
+        """Remove what an earlier run said: to be called before the start."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
     def make(self, facts: Mapping[str, Any]) -> None:
         """Say it."""
         line = json.dumps(facts) + "\n"

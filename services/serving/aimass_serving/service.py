@@ -33,6 +33,7 @@ def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> in
     options = vars(_parser(plan).parse_args(argv))
     announcement = Announcement(to_stdout=options.pop("json"), file=options.pop("ready_file"))
     is_supervised = options.pop("supervised")
+    announcement.withdraw()
     try:
         config = _config(plan, options)
         configure_logging(config.log)

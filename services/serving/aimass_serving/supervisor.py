@@ -149,11 +149,23 @@ class _Child:
             act(line.decode(errors="replace").rstrip("\n"))
 
     def _read_ready_line(self, line: str) -> None:
-        if not self.ready.done():
-            self.ready.set_result(json.loads(line))
+        facts = _ready_facts(line)
+        if facts is None or self.ready.done():
+            self._pass_on(line)
+        else:
+            self.ready.set_result(facts)
 
     def _pass_on(self, line: str) -> None:
         sys.stderr.write(f"{self._prefix}{line}\n")
+
+
+def _ready_facts(line: str) -> dict[str, Any] | None:
+    """Return what a ready line says; None when it is some other line, as a library may print."""
+    try:
+        facts = json.loads(line)
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and "address" in facts else None
 
 
 async def _first(work: Awaitable[Any], other: Awaitable[Any]) -> bool:
