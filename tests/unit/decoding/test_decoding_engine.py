@@ -34,14 +34,20 @@ async def tokens_of(engine: DecodingEngine, asked: SequenceRequest) -> list[int]
 
 
 class Gate:
-    """Holds the engine thread before a run of the graph until a test lets it go on."""
+    """Holds the engine thread before a run of the graph until a test lets it go on.
 
-    def __init__(self) -> None:
+    With `is_for_decodes` prompts of several tokens pass.
+    """
+
+    def __init__(self, *, is_for_decodes: bool = False) -> None:
         self.is_open = threading.Event()
         self.has_arrived = threading.Event()
+        self._is_for_decodes = is_for_decodes
 
     def __call__(self, input_ids: NDArray[np.int64]) -> None:
         self.has_arrived.set()
+        if self._is_for_decodes and input_ids.shape[1] > 1:
+            return
         assert self.is_open.wait(10)
 
     async def arrival(self) -> None:
@@ -63,22 +69,26 @@ async def test_the_last_delta_and_no_other_has_a_finish() -> None:
 
 
 async def test_a_slow_reader_gets_what_came_meanwhile_as_one_delta() -> None:
-    with fake_engine(hashed_logits()) as engine:
+    gate = Gate(is_for_decodes=True)
+    with fake_engine(FakeDecoder(hashed_logits(), before_run=gate)) as engine:
         stream = engine.generate(request(max_new_tokens=20, wants_logprobs=True))
         first = await anext(stream)
+        gate.is_open.set()
         await engine.drain()
         rest = [delta async for delta in stream]
-    assert len(rest) == 1
-    assert len(first.token_ids + rest[0].token_ids) == 20
-    assert len(rest[0].logprobs) == len(rest[0].token_ids)
+    assert (len(first.token_ids), len(rest)) == (1, 1)
+    assert len(rest[0].token_ids) == len(rest[0].logprobs) == 19
     assert rest[0].finish is not None
 
 
 async def test_closing_the_generator_frees_the_slot() -> None:
-    with fake_engine(hashed_logits(), EngineConfig(max_slots=1), max_positions=1000) as engine:
-        stream = engine.generate(request(max_new_tokens=900))
+    gate = Gate(is_for_decodes=True)
+    decoder = FakeDecoder(hashed_logits(), before_run=gate)
+    with fake_engine(decoder, EngineConfig(max_slots=1)) as engine:
+        stream = engine.generate(request(max_new_tokens=60))
         await anext(stream)
         await stream.aclose()
+        gate.is_open.set()
         assert await tokens_of(engine, request())
         stats = engine.stats()
     assert (stats.num_cancelled, stats.release_ms["count"], stats.num_slots_taken) == (1, 1, 0)
