@@ -330,7 +330,7 @@ async def test_a_stream_that_is_left_between_two_answers_leaves_the_queue_at_onc
     more_wanted = asyncio.Event()
 
     async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
-        config, first, *others = stream_of(["a b", "w " * 14] * 15)  # too unlike to share a batch
+        config, first, *others = stream_of(["a b", "w " * 14, "a b"] * 10)  # too unlike to share a batch
         yield config
         yield first
         await more_wanted.wait()
