@@ -27,10 +27,10 @@ class Announcement:
     def make(self, facts: Mapping[str, Any]) -> None:
         """Say it."""
         line = json.dumps(facts) + "\n"
-        if self.to_stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
         if self.file is not None:
             draft = self.file.with_name(self.file.name + ".draft")
             draft.write_text(line)
             draft.replace(self.file)
+        if self.to_stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
