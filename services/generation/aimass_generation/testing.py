@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.testing import FakeDecoder, fake_geometry, scripted_logits
+from aimass_serving.plan import ServicePlan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from aimass_generation.__main__ import PLAN
 from aimass_generation.chat_template import ChatTemplate
 from aimass_generation.config import GenerationConfig
 from aimass_generation.detokenizer import TextDecoder, bytes_of_byte_level
@@ -75,3 +78,8 @@ def fake_generation_engine(
     )
     prompts = prompts or PromptEncoder(tokenizer, vocab_size=VOCAB_SIZE, chat_template=template)
     return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config)
+
+
+def fake_plan(engine: GenerationEngine) -> ServicePlan[GenerationEngine]:
+    """Return the service's plan with an engine that is there already, whatever the bundle."""
+    return replace(PLAN, load=lambda bundle, context: engine)

@@ -154,6 +154,18 @@ async def test_slot_is_free_before_the_last_words_are_read(open_engine: OpenEngi
         assert (engine.stats().num_cancelled, dict(engine.stats().num_finished)) == (1, {})
 
 
+async def test_what_a_slow_reader_missed_comes_as_one_delta(open_engine: OpenEngine) -> None:
+    engine = open_engine(max_positions=1024)
+    async with aclosing(engine.generate(request("on", max_new_tokens=500))) as events:
+        assert isinstance(await anext(events), PromptInfo)
+        await engine.drain()
+        first, rest, finish = [event async for event in events]
+    assert isinstance(finish, GenerationFinish)
+    assert isinstance(first, TextDelta)
+    assert isinstance(rest, TextDelta)
+    assert first.text + rest.text == "x" * 500
+
+
 async def test_leaving_the_stream_early_frees_the_slot(open_engine: OpenEngine) -> None:
     engine = open_engine(max_positions=1024)
     async with aclosing(engine.generate(request("on", max_new_tokens=1000))) as events:
