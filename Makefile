@@ -11,8 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # cpu or cuda: which ONNX Runtime package to install. The two must never be installed together.
 RUNTIME ?= cpu
-# Where exported models live.
-export AIMASS_STORE ?= models
+# Where exported models live. Set it in the environment or behind make; programs read it there too.
+AIMASS_STORE ?= models
 MODELS ?= smollm2-135m-instruct all-minilm-l6-v2
 # What `make bench` runs: generation, embedding or all.
 BENCH ?= all
