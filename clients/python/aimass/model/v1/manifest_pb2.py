@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61imass/model/v1/manifest.proto\x12\x0f\x61imass.model.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x05\n\rModelManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12#\n\x04task\x18\x04 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12-\n\tprecision\x18\x06 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x0f\n\x07licence\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12&\n\x06graphs\x18\t \x03(\x0b\x32\x16.aimass.model.v1.Graph\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.aimass.model.v1.BundleFile\x12-\n\x07\x64\x65\x63oder\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.DecoderSpec\x12-\n\x07\x65ncoder\x18\x0c \x01(\x0b\x32\x1c.aimass.model.v1.EncoderSpec\x12\x31\n\ttokenizer\x18\r \x01(\x0b\x32\x1e.aimass.model.v1.TokenizerSpec\x12-\n\x06parity\x18\x0e \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12@\n\ttoolchain\x18\x0f \x03(\x0b\x32-.aimass.model.v1.ModelManifest.ToolchainEntry\x12/\n\x0b\x65xported_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x05Graph\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12+\n\x06inputs\x18\x03 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12,\n\x07outputs\x18\x04 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12\x15\n\rexternal_data\x18\x05 \x03(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xd4\x01\n\x0b\x44\x65\x63oderSpec\x12\x12\n\nnum_layers\x18\x01 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x10\n\x08kv_dtype\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x35\n\x08\x64\x65\x66\x61ults\x18\x08 \x01(\x0b\x32#.aimass.model.v1.GenerationDefaults\"\x80\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokens\"\xe0\x01\n\x0b\x45ncoderSpec\x12\x13\n\x0bhidden_size\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12)\n\x07pooling\x18\x03 \x01(\x0e\x32\x18.aimass.model.v1.Pooling\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12:\n\x07prompts\x18\x05 \x03(\x0b\x32).aimass.model.v1.EncoderSpec.PromptsEntry\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd0\x01\n\rTokenizerSpec\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x14\n\x0cpad_token_id\x18\x02 \x01(\x05\x12\x1a\n\x12\x63hat_template_file\x18\x03 \x01(\t\x12I\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x31.aimass.model.v1.TokenizerSpec.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x0cParityRecord\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x08measures\x18\x02 \x03(\x0b\x32\x1e.aimass.model.v1.ParityMeasure\"\xea\x01\n\rParityMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x62ound\x18\x03 \x01(\x01\x12=\n\ncomparison\x18\x04 \x01(\x0e\x32).aimass.model.v1.ParityMeasure.Comparison\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\"Y\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPARISON_AT_MOST\x10\x01\x12\x17\n\x13\x43OMPARISON_AT_LEAST\x10\x02*J\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02*v\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x12\x12\n\x0ePRECISION_INT4\x10\x04*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_CLS\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61imass/model/v1/manifest.proto\x12\x0f\x61imass.model.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x05\n\rModelManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12#\n\x04task\x18\x04 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12-\n\tprecision\x18\x06 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x0f\n\x07licence\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12&\n\x06graphs\x18\t \x03(\x0b\x32\x16.aimass.model.v1.Graph\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.aimass.model.v1.BundleFile\x12-\n\x07\x64\x65\x63oder\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.DecoderSpec\x12-\n\x07\x65ncoder\x18\x0c \x01(\x0b\x32\x1c.aimass.model.v1.EncoderSpec\x12\x31\n\ttokenizer\x18\r \x01(\x0b\x32\x1e.aimass.model.v1.TokenizerSpec\x12-\n\x06parity\x18\x0e \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12@\n\ttoolchain\x18\x0f \x03(\x0b\x32-.aimass.model.v1.ModelManifest.ToolchainEntry\x12/\n\x0b\x65xported_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x12speech_recognition\x18\x11 \x01(\x0b\x32&.aimass.model.v1.SpeechRecognitionSpec\x12\x31\n\ttext2text\x18\x12 \x01(\x0b\x32\x1e.aimass.model.v1.Text2TextSpec\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x05Graph\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12+\n\x06inputs\x18\x03 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12,\n\x07outputs\x18\x04 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12\x15\n\rexternal_data\x18\x05 \x03(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x92\x02\n\x0b\x44\x65\x63oderSpec\x12\x12\n\nnum_layers\x18\x01 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x10\n\x08kv_dtype\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x35\n\x08\x64\x65\x66\x61ults\x18\x08 \x01(\x0b\x32#.aimass.model.v1.GenerationDefaults\x12<\n\x0f\x63ross_attention\x18\t \x01(\x0b\x32#.aimass.model.v1.CrossAttentionSpec\"W\n\x12\x43rossAttentionSpec\x12\x11\n\tnum_heads\x18\x01 \x01(\x05\x12\x10\n\x08head_dim\x18\x02 \x01(\x05\x12\x1c\n\x14max_source_positions\x18\x03 \x01(\x05\"\xbe\x05\n\x15SpeechRecognitionSpec\x12\x14\n\x0cnum_mel_bins\x18\x01 \x01(\x05\x12\x16\n\x0esample_rate_hz\x18\x02 \x01(\x05\x12\x10\n\x08window_s\x18\x03 \x01(\x05\x12\x13\n\x0bhop_samples\x18\x04 \x01(\x05\x12\x13\n\x0b\x66\x66t_samples\x18\x05 \x01(\x05\x12\x1d\n\x15mel_columns_per_frame\x18\x06 \x01(\x05\x12\x1e\n\x16start_of_transcript_id\x18\x07 \x01(\x05\x12\x16\n\x0e\x65nd_of_text_id\x18\x08 \x01(\x05\x12\x1c\n\x14start_of_previous_id\x18\t \x01(\x05\x12\x14\n\x0cno_speech_id\x18\n \x01(\x05\x12\x18\n\x10no_timestamps_id\x18\x0b \x01(\x05\x12\x1a\n\x12timestamp_begin_id\x18\x0c \x01(\x05\x12\x19\n\x11timestamp_step_ms\x18\r \x01(\x05\x12\x1a\n\rtranscribe_id\x18\x0e \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0ctranslate_id\x18\x0f \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fis_multilingual\x18\x10 \x01(\x08\x12M\n\x0clanguage_ids\x18\x11 \x03(\x0b\x32\x37.aimass.model.v1.SpeechRecognitionSpec.LanguageIdsEntry\x12\x14\n\x0csuppress_ids\x18\x12 \x03(\x05\x12\x1a\n\x12\x62\x65gin_suppress_ids\x18\x13 \x03(\x05\x12\x37\n\x0f\x61lignment_heads\x18\x14 \x03(\x0b\x32\x1e.aimass.model.v1.AlignmentHead\x1a\x32\n\x10LanguageIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x10\n\x0e_transcribe_idB\x0f\n\r_translate_id\",\n\rAlignmentHead\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04head\x18\x02 \x01(\x05\"\xcc\x01\n\rText2TextSpec\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x64\x65\x63oder_start_ids\x18\x02 \x03(\x05\x12\x1a\n\rforced_eos_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0csuppress_ids\x18\x04 \x03(\x05\x12\x11\n\tnum_beams\x18\x05 \x01(\x05\x12\x16\n\x0elength_penalty\x18\x06 \x01(\x02\x12\x16\n\x0e\x65\x61rly_stopping\x18\x07 \x01(\x08\x42\x10\n\x0e_forced_eos_id\"\x80\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokens\"\xe0\x01\n\x0b\x45ncoderSpec\x12\x13\n\x0bhidden_size\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12)\n\x07pooling\x18\x03 \x01(\x0e\x32\x18.aimass.model.v1.Pooling\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12:\n\x07prompts\x18\x05 \x03(\x0b\x32).aimass.model.v1.EncoderSpec.PromptsEntry\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd0\x01\n\rTokenizerSpec\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x14\n\x0cpad_token_id\x18\x02 \x01(\x05\x12\x1a\n\x12\x63hat_template_file\x18\x03 \x01(\t\x12I\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x31.aimass.model.v1.TokenizerSpec.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x0cParityRecord\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x08measures\x18\x02 \x03(\x0b\x32\x1e.aimass.model.v1.ParityMeasure\"\xea\x01\n\rParityMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x62ound\x18\x03 \x01(\x01\x12=\n\ncomparison\x18\x04 \x01(\x0e\x32).aimass.model.v1.ParityMeasure.Comparison\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\"Y\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPARISON_AT_MOST\x10\x01\x12\x17\n\x13\x43OMPARISON_AT_LEAST\x10\x02*\x86\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02\x12\x1b\n\x17TASK_SPEECH_RECOGNITION\x10\x03\x12\x1d\n\x19TASK_TEXT2TEXT_GENERATION\x10\x04*v\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x12\x12\n\x0ePRECISION_INT4\x10\x04*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_CLS\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELMANIFEST_TOOLCHAINENTRY']._loaded_options = None
   _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_options = b'8\001'
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._loaded_options = None
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_options = b'8\001'
   _globals['_ENCODERSPEC_PROMPTSENTRY']._loaded_options = None
   _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_options = b'8\001'
   _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._loaded_options = None
   _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=2239
-  _globals['_TASK']._serialized_end=2313
-  _globals['_PRECISION']._serialized_start=2315
-  _globals['_PRECISION']._serialized_end=2433
-  _globals['_POOLING']._serialized_start=2435
-  _globals['_POOLING']._serialized_end=2522
+  _globals['_TASK']._serialized_start=3468
+  _globals['_TASK']._serialized_end=3602
+  _globals['_PRECISION']._serialized_start=3604
+  _globals['_PRECISION']._serialized_end=3722
+  _globals['_POOLING']._serialized_start=3724
+  _globals['_POOLING']._serialized_end=3811
   _globals['_MODELMANIFEST']._serialized_start=85
-  _globals['_MODELMANIFEST']._serialized_end=729
-  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_start=681
-  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_end=729
-  _globals['_GRAPH']._serialized_start=732
-  _globals['_GRAPH']._serialized_end=881
-  _globals['_TENSORSPEC']._serialized_start=883
-  _globals['_TENSORSPEC']._serialized_end=939
-  _globals['_BUNDLEFILE']._serialized_start=941
-  _globals['_BUNDLEFILE']._serialized_end=1003
-  _globals['_DECODERSPEC']._serialized_start=1006
-  _globals['_DECODERSPEC']._serialized_end=1218
-  _globals['_GENERATIONDEFAULTS']._serialized_start=1221
-  _globals['_GENERATIONDEFAULTS']._serialized_end=1477
-  _globals['_ENCODERSPEC']._serialized_start=1480
-  _globals['_ENCODERSPEC']._serialized_end=1704
-  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_start=1658
-  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_end=1704
-  _globals['_TOKENIZERSPEC']._serialized_start=1707
-  _globals['_TOKENIZERSPEC']._serialized_end=1915
-  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_start=1863
-  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_end=1915
-  _globals['_PARITYRECORD']._serialized_start=1917
-  _globals['_PARITYRECORD']._serialized_end=2000
-  _globals['_PARITYMEASURE']._serialized_start=2003
-  _globals['_PARITYMEASURE']._serialized_end=2237
-  _globals['_PARITYMEASURE_COMPARISON']._serialized_start=2148
-  _globals['_PARITYMEASURE_COMPARISON']._serialized_end=2237
+  _globals['_MODELMANIFEST']._serialized_end=848
+  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_start=800
+  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_end=848
+  _globals['_GRAPH']._serialized_start=851
+  _globals['_GRAPH']._serialized_end=1000
+  _globals['_TENSORSPEC']._serialized_start=1002
+  _globals['_TENSORSPEC']._serialized_end=1058
+  _globals['_BUNDLEFILE']._serialized_start=1060
+  _globals['_BUNDLEFILE']._serialized_end=1122
+  _globals['_DECODERSPEC']._serialized_start=1125
+  _globals['_DECODERSPEC']._serialized_end=1399
+  _globals['_CROSSATTENTIONSPEC']._serialized_start=1401
+  _globals['_CROSSATTENTIONSPEC']._serialized_end=1488
+  _globals['_SPEECHRECOGNITIONSPEC']._serialized_start=1491
+  _globals['_SPEECHRECOGNITIONSPEC']._serialized_end=2193
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_start=2108
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_end=2158
+  _globals['_ALIGNMENTHEAD']._serialized_start=2195
+  _globals['_ALIGNMENTHEAD']._serialized_end=2239
+  _globals['_TEXT2TEXTSPEC']._serialized_start=2242
+  _globals['_TEXT2TEXTSPEC']._serialized_end=2446
+  _globals['_GENERATIONDEFAULTS']._serialized_start=2449
+  _globals['_GENERATIONDEFAULTS']._serialized_end=2705
+  _globals['_ENCODERSPEC']._serialized_start=2708
+  _globals['_ENCODERSPEC']._serialized_end=2932
+  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_start=2886
+  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_end=2932
+  _globals['_TOKENIZERSPEC']._serialized_start=2935
+  _globals['_TOKENIZERSPEC']._serialized_end=3143
+  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_start=3091
+  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_end=3143
+  _globals['_PARITYRECORD']._serialized_start=3145
+  _globals['_PARITYRECORD']._serialized_end=3228
+  _globals['_PARITYMEASURE']._serialized_start=3231
+  _globals['_PARITYMEASURE']._serialized_end=3465
+  _globals['_PARITYMEASURE_COMPARISON']._serialized_start=3376
+  _globals['_PARITYMEASURE_COMPARISON']._serialized_end=3465
 # @@protoc_insertion_point(module_scope)

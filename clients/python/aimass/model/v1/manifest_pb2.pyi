@@ -32,6 +32,10 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Continue text (decoder language models)."""
     TASK_EMBEDDING: _Task.ValueType  # 2
     """Turn text into a vector."""
+    TASK_SPEECH_RECOGNITION: _Task.ValueType  # 3
+    """Turn speech into text (encoder-decoder models that read a spectrogram)."""
+    TASK_TEXT2TEXT_GENERATION: _Task.ValueType  # 4
+    """Turn a text into another: translate it, or summarise it (encoder-decoder models)."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is what a model is for."""
@@ -42,6 +46,10 @@ TASK_TEXT_GENERATION: Task.ValueType  # 1
 """Continue text (decoder language models)."""
 TASK_EMBEDDING: Task.ValueType  # 2
 """Turn text into a vector."""
+TASK_SPEECH_RECOGNITION: Task.ValueType  # 3
+"""Turn speech into text (encoder-decoder models that read a spectrogram)."""
+TASK_TEXT2TEXT_GENERATION: Task.ValueType  # 4
+"""Turn a text into another: translate it, or summarise it (encoder-decoder models)."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Precision:
@@ -146,6 +154,8 @@ class ModelManifest(_message.Message):
     PARITY_FIELD_NUMBER: _builtins.int
     TOOLCHAIN_FIELD_NUMBER: _builtins.int
     EXPORTED_AT_FIELD_NUMBER: _builtins.int
+    SPEECH_RECOGNITION_FIELD_NUMBER: _builtins.int
+    TEXT2TEXT_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -194,6 +204,14 @@ class ModelManifest(_message.Message):
     def exported_at(self) -> _timestamp_pb2.Timestamp:
         """Required. When the bundle was made."""
 
+    @_builtins.property
+    def speech_recognition(self) -> Global___SpeechRecognitionSpec:
+        """Optional. Set when the model recognises speech."""
+
+    @_builtins.property
+    def text2text(self) -> Global___Text2TextSpec:
+        """Optional. Set when the model turns a text into another."""
+
     def __init__(
         self,
         *,
@@ -213,10 +231,12 @@ class ModelManifest(_message.Message):
         parity: Global___ParityRecord | None = ...,
         toolchain: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         exported_at: _timestamp_pb2.Timestamp | None = ...,
+        speech_recognition: Global___SpeechRecognitionSpec | None = ...,
+        text2text: Global___Text2TextSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "text2text", b"text2text", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "task", b"task", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,7 +254,7 @@ class Graph(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Required. What the graph does: `decoder` or `encoder`."""
+    """Required. What the graph does: `decoder`, `encoder`, or `aligner` (which source position each token looks at)."""
     file: _builtins.str
     """Required. File of the graph, relative to the bundle."""
     @_builtins.property
@@ -342,6 +362,7 @@ class DecoderSpec(_message.Message):
     KV_DTYPE_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
+    CROSS_ATTENTION_FIELD_NUMBER: _builtins.int
     num_layers: _builtins.int
     """Required. Layers with a key-value cache."""
     num_kv_heads: _builtins.int
@@ -362,6 +383,10 @@ class DecoderSpec(_message.Message):
     def defaults(self) -> Global___GenerationDefaults:
         """Optional. Default sampling and stopping, from the model's generation configuration."""
 
+    @_builtins.property
+    def cross_attention(self) -> Global___CrossAttentionSpec:
+        """Optional. Set when the decoder also attends to a source that an encoder has read."""
+
     def __init__(
         self,
         *,
@@ -373,14 +398,256 @@ class DecoderSpec(_message.Message):
         kv_dtype: _builtins.str = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         defaults: Global___GenerationDefaults | None = ...,
+        cross_attention: Global___CrossAttentionSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cross_attention", b"cross_attention", "defaults", b"defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "eos_token_ids", b"eos_token_ids", "head_dim", b"head_dim", "kv_dtype", b"kv_dtype", "max_positions", b"max_positions", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross_attention", b"cross_attention", "defaults", b"defaults", "eos_token_ids", b"eos_token_ids", "head_dim", b"head_dim", "kv_dtype", b"kv_dtype", "max_positions", b"max_positions", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecoderSpec: _TypeAlias = DecoderSpec  # noqa: Y015
+
+@_typing.final
+class CrossAttentionSpec(_message.Message):
+    """CrossAttentionSpec is what the engine must know to keep a source's keys and values beside a decoder's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_HEADS_FIELD_NUMBER: _builtins.int
+    HEAD_DIM_FIELD_NUMBER: _builtins.int
+    MAX_SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    num_heads: _builtins.int
+    """Required. Heads of each layer; keys and values have as many."""
+    head_dim: _builtins.int
+    """Required. Numbers in one head."""
+    max_source_positions: _builtins.int
+    """Required. Longest source, in positions of the encoder's output: tokens of a text, frames of speech."""
+    def __init__(
+        self,
+        *,
+        num_heads: _builtins.int = ...,
+        head_dim: _builtins.int = ...,
+        max_source_positions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_dim", b"head_dim", "max_source_positions", b"max_source_positions", "num_heads", b"num_heads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CrossAttentionSpec: _TypeAlias = CrossAttentionSpec  # noqa: Y015
+
+@_typing.final
+class SpeechRecognitionSpec(_message.Message):
+    """SpeechRecognitionSpec is what the service must know to feed a Whisper model and to read its tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LanguageIdsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUM_MEL_BINS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    HOP_SAMPLES_FIELD_NUMBER: _builtins.int
+    FFT_SAMPLES_FIELD_NUMBER: _builtins.int
+    MEL_COLUMNS_PER_FRAME_FIELD_NUMBER: _builtins.int
+    START_OF_TRANSCRIPT_ID_FIELD_NUMBER: _builtins.int
+    END_OF_TEXT_ID_FIELD_NUMBER: _builtins.int
+    START_OF_PREVIOUS_ID_FIELD_NUMBER: _builtins.int
+    NO_SPEECH_ID_FIELD_NUMBER: _builtins.int
+    NO_TIMESTAMPS_ID_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_BEGIN_ID_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_STEP_MS_FIELD_NUMBER: _builtins.int
+    TRANSCRIBE_ID_FIELD_NUMBER: _builtins.int
+    TRANSLATE_ID_FIELD_NUMBER: _builtins.int
+    IS_MULTILINGUAL_FIELD_NUMBER: _builtins.int
+    LANGUAGE_IDS_FIELD_NUMBER: _builtins.int
+    SUPPRESS_IDS_FIELD_NUMBER: _builtins.int
+    BEGIN_SUPPRESS_IDS_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_HEADS_FIELD_NUMBER: _builtins.int
+    num_mel_bins: _builtins.int
+    """Required. Mel bins of the log-mel spectrogram that the encoder takes."""
+    sample_rate_hz: _builtins.int
+    """Required. Samples a second of the audio that the spectrogram is made of."""
+    window_s: _builtins.int
+    """Required. Seconds of audio in a full window; the model was trained on windows padded to it with silence."""
+    hop_samples: _builtins.int
+    """Required. Samples between two columns of the spectrogram."""
+    fft_samples: _builtins.int
+    """Required. Samples in one Fourier window."""
+    mel_columns_per_frame: _builtins.int
+    """Required. Columns of the spectrogram for one position of the encoder's output."""
+    start_of_transcript_id: _builtins.int
+    """Required. `<|startoftranscript|>`, the first token of every output."""
+    end_of_text_id: _builtins.int
+    """Required. `<|endoftext|>`, the token that ends an output."""
+    start_of_previous_id: _builtins.int
+    """Required. `<|startofprev|>`, the token that begins the text of earlier windows."""
+    no_speech_id: _builtins.int
+    """Required. `<|nospeech|>`: its probability after the first token says how likely there is no speech."""
+    no_timestamps_id: _builtins.int
+    """Required. `<|notimestamps|>`."""
+    timestamp_begin_id: _builtins.int
+    """Required. `<|0.00|>`; each next token is `timestamp_step_ms` later."""
+    timestamp_step_ms: _builtins.int
+    """Required. Milliseconds between two timestamp tokens."""
+    transcribe_id: _builtins.int
+    """Optional. `<|transcribe|>`; unset when the model knows one task only."""
+    translate_id: _builtins.int
+    """Optional. `<|translate|>`; unset when the model knows one task only."""
+    is_multilingual: _builtins.bool
+    """Required. Whether the model knows more than one language, and so expects a language and a task after the first token."""
+    @_builtins.property
+    def language_ids(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Optional. Token of each language, by its code, such as `en`."""
+
+    @_builtins.property
+    def suppress_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Optional. Tokens never chosen."""
+
+    @_builtins.property
+    def begin_suppress_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Optional. Tokens not chosen as the first of the text."""
+
+    @_builtins.property
+    def alignment_heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlignmentHead]:
+        """Optional. Attention heads that follow the audio, in the order of the `aligner` graph's output."""
+
+    def __init__(
+        self,
+        *,
+        num_mel_bins: _builtins.int = ...,
+        sample_rate_hz: _builtins.int = ...,
+        window_s: _builtins.int = ...,
+        hop_samples: _builtins.int = ...,
+        fft_samples: _builtins.int = ...,
+        mel_columns_per_frame: _builtins.int = ...,
+        start_of_transcript_id: _builtins.int = ...,
+        end_of_text_id: _builtins.int = ...,
+        start_of_previous_id: _builtins.int = ...,
+        no_speech_id: _builtins.int = ...,
+        no_timestamps_id: _builtins.int = ...,
+        timestamp_begin_id: _builtins.int = ...,
+        timestamp_step_ms: _builtins.int = ...,
+        transcribe_id: _builtins.int | None = ...,
+        translate_id: _builtins.int | None = ...,
+        is_multilingual: _builtins.bool = ...,
+        language_ids: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        suppress_ids: _abc.Iterable[_builtins.int] | None = ...,
+        begin_suppress_ids: _abc.Iterable[_builtins.int] | None = ...,
+        alignment_heads: _abc.Iterable[Global___AlignmentHead] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_transcribe_id", b"_transcribe_id", "_translate_id", b"_translate_id", "transcribe_id", b"transcribe_id", "translate_id", b"translate_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_transcribe_id", b"_transcribe_id", "_translate_id", b"_translate_id", "alignment_heads", b"alignment_heads", "begin_suppress_ids", b"begin_suppress_ids", "end_of_text_id", b"end_of_text_id", "fft_samples", b"fft_samples", "hop_samples", b"hop_samples", "is_multilingual", b"is_multilingual", "language_ids", b"language_ids", "mel_columns_per_frame", b"mel_columns_per_frame", "no_speech_id", b"no_speech_id", "no_timestamps_id", b"no_timestamps_id", "num_mel_bins", b"num_mel_bins", "sample_rate_hz", b"sample_rate_hz", "start_of_previous_id", b"start_of_previous_id", "start_of_transcript_id", b"start_of_transcript_id", "suppress_ids", b"suppress_ids", "timestamp_begin_id", b"timestamp_begin_id", "timestamp_step_ms", b"timestamp_step_ms", "transcribe_id", b"transcribe_id", "translate_id", b"translate_id", "window_s", b"window_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__transcribe_id: _TypeAlias = _typing.Literal["transcribe_id"]  # noqa: Y015
+    _WhichOneofArgType__transcribe_id: _TypeAlias = _typing.Literal["_transcribe_id", b"_transcribe_id"]  # noqa: Y015
+    _WhichOneofReturnType__translate_id: _TypeAlias = _typing.Literal["translate_id"]  # noqa: Y015
+    _WhichOneofArgType__translate_id: _TypeAlias = _typing.Literal["_translate_id", b"_translate_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__transcribe_id) -> _WhichOneofReturnType__transcribe_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__translate_id) -> _WhichOneofReturnType__translate_id | None: ...
+
+Global___SpeechRecognitionSpec: _TypeAlias = SpeechRecognitionSpec  # noqa: Y015
+
+@_typing.final
+class AlignmentHead(_message.Message):
+    """AlignmentHead is one cross-attention head of a decoder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """Required. Layer of the decoder, from 0."""
+    head: _builtins.int
+    """Required. Head of the layer, from 0."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        head: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlignmentHead: _TypeAlias = AlignmentHead  # noqa: Y015
+
+@_typing.final
+class Text2TextSpec(_message.Message):
+    """Text2TextSpec is what the service must know to read a source text and to begin an output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_SOURCE_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODER_START_IDS_FIELD_NUMBER: _builtins.int
+    FORCED_EOS_ID_FIELD_NUMBER: _builtins.int
+    SUPPRESS_IDS_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    max_source_tokens: _builtins.int
+    """Required. Longest source in tokens, special tokens included."""
+    forced_eos_id: _builtins.int
+    """Optional. Token forced as the last when an output reaches its longest length."""
+    num_beams: _builtins.int
+    """Required. Beams of a search when a request does not say: 1 is greedy."""
+    length_penalty: _builtins.float
+    """Required. Power of the length that a beam's score is divided by."""
+    early_stopping: _builtins.bool
+    """Required. Whether a search ends as soon as it has as many finished outputs as beams."""
+    @_builtins.property
+    def decoder_start_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Required. Tokens every output begins with; they are fed, not generated, and not part of the text."""
+
+    @_builtins.property
+    def suppress_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Optional. Tokens never chosen, such as Marian's padding."""
+
+    def __init__(
+        self,
+        *,
+        max_source_tokens: _builtins.int = ...,
+        decoder_start_ids: _abc.Iterable[_builtins.int] | None = ...,
+        forced_eos_id: _builtins.int | None = ...,
+        suppress_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_beams: _builtins.int = ...,
+        length_penalty: _builtins.float = ...,
+        early_stopping: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id", "forced_eos_id", b"forced_eos_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id", "decoder_start_ids", b"decoder_start_ids", "early_stopping", b"early_stopping", "forced_eos_id", b"forced_eos_id", "length_penalty", b"length_penalty", "max_source_tokens", b"max_source_tokens", "num_beams", b"num_beams", "suppress_ids", b"suppress_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__forced_eos_id: _TypeAlias = _typing.Literal["forced_eos_id"]  # noqa: Y015
+    _WhichOneofArgType__forced_eos_id: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_eos_id) -> _WhichOneofReturnType__forced_eos_id | None: ...
+
+Global___Text2TextSpec: _TypeAlias = Text2TextSpec  # noqa: Y015
 
 @_typing.final
 class GenerationDefaults(_message.Message):

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/model/v1/manifest.proto.
  */
 export const file_aimass_model_v1_manifest: GenFile = /*@__PURE__*/
-  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSKEBQoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBowCg5Ub29sY2hhaW5FbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIpUBCgVHcmFwaBIMCgRyb2xlGAEgASgJEgwKBGZpbGUYAiABKAkSKwoGaW5wdXRzGAMgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSLAoHb3V0cHV0cxgEIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5UZW5zb3JTcGVjEhUKDWV4dGVybmFsX2RhdGEYBSADKAkiOAoKVGVuc29yU3BlYxIMCgRuYW1lGAEgASgJEg0KBWR0eXBlGAIgASgJEg0KBXNoYXBlGAMgAygJIj4KCkJ1bmRsZUZpbGUSDAoEcGF0aBgBIAEoCRIOCgZzaGEyNTYYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoAyLUAQoLRGVjb2RlclNwZWMSEgoKbnVtX2xheWVycxgBIAEoBRIUCgxudW1fa3ZfaGVhZHMYAiABKAUSEAoIaGVhZF9kaW0YAyABKAUSEgoKdm9jYWJfc2l6ZRgEIAEoBRIVCg1tYXhfcG9zaXRpb25zGAUgASgFEhAKCGt2X2R0eXBlGAYgASgJEhUKDWVvc190b2tlbl9pZHMYByADKAUSNQoIZGVmYXVsdHMYCCABKAsyIy5haW1hc3MubW9kZWwudjEuR2VuZXJhdGlvbkRlZmF1bHRzIoACChJHZW5lcmF0aW9uRGVmYXVsdHMSGAoLdGVtcGVyYXR1cmUYASABKAJIAIgBARISCgV0b3BfaxgCIAEoBUgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFbWluX3AYBCABKAJIA4gBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBSABKAJIBIgBARIbCg5tYXhfbmV3X3Rva2VucxgGIAEoBUgFiAEBQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhEKD19tYXhfbmV3X3Rva2VucyLgAQoLRW5jb2RlclNwZWMSEwoLaGlkZGVuX3NpemUYASABKAUSEgoKbWF4X3Rva2VucxgCIAEoBRIpCgdwb29saW5nGAMgASgOMhguYWltYXNzLm1vZGVsLnYxLlBvb2xpbmcSEQoJbm9ybWFsaXplGAQgASgIEjoKB3Byb21wdHMYBSADKAsyKS5haW1hc3MubW9kZWwudjEuRW5jb2RlclNwZWMuUHJvbXB0c0VudHJ5Gi4KDFByb21wdHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBItABCg1Ub2tlbml6ZXJTcGVjEgwKBGZpbGUYASABKAkSFAoMcGFkX3Rva2VuX2lkGAIgASgFEhoKEmNoYXRfdGVtcGxhdGVfZmlsZRgDIAEoCRJJCg5zcGVjaWFsX3Rva2VucxgEIAMoCzIxLmFpbWFzcy5tb2RlbC52MS5Ub2tlbml6ZXJTcGVjLlNwZWNpYWxUb2tlbnNFbnRyeRo0ChJTcGVjaWFsVG9rZW5zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJTCgxQYXJpdHlSZWNvcmQSEQoJcmVmZXJlbmNlGAEgASgJEjAKCG1lYXN1cmVzGAIgAygLMh4uYWltYXNzLm1vZGVsLnYxLlBhcml0eU1lYXN1cmUi6gEKDVBhcml0eU1lYXN1cmUSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoARINCgVib3VuZBgDIAEoARI9Cgpjb21wYXJpc29uGAQgASgOMikuYWltYXNzLm1vZGVsLnYxLlBhcml0eU1lYXN1cmUuQ29tcGFyaXNvbhITCgtudW1fc2FtcGxlcxgFIAEoBSJZCgpDb21wYXJpc29uEhoKFkNPTVBBUklTT05fVU5TUEVDSUZJRUQQABIWChJDT01QQVJJU09OX0FUX01PU1QQARIXChNDT01QQVJJU09OX0FUX0xFQVNUEAIqSgoEVGFzaxIUChBUQVNLX1VOU1BFQ0lGSUVEEAASGAoUVEFTS19URVhUX0dFTkVSQVRJT04QARISCg5UQVNLX0VNQkVERElORxACKnYKCVByZWNpc2lvbhIZChVQUkVDSVNJT05fVU5TUEVDSUZJRUQQABISCg5QUkVDSVNJT05fRlAzMhABEhIKDlBSRUNJU0lPTl9GUDE2EAISEgoOUFJFQ0lTSU9OX0lOVDgQAxISCg5QUkVDSVNJT05fSU5UNBAEKlcKB1Bvb2xpbmcSFwoTUE9PTElOR19VTlNQRUNJRklFRBAAEg8KC1BPT0xJTkdfQ0xTEAESEAoMUE9PTElOR19NRUFOEAISEAoMUE9PTElOR19MQVNUEANiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSL7BQoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjGjAKDlRvb2xjaGFpbkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilQEKBUdyYXBoEgwKBHJvbGUYASABKAkSDAoEZmlsZRgCIAEoCRIrCgZpbnB1dHMYAyADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIsCgdvdXRwdXRzGAQgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSFQoNZXh0ZXJuYWxfZGF0YRgFIAMoCSI4CgpUZW5zb3JTcGVjEgwKBG5hbWUYASABKAkSDQoFZHR5cGUYAiABKAkSDQoFc2hhcGUYAyADKAkiPgoKQnVuZGxlRmlsZRIMCgRwYXRoGAEgASgJEg4KBnNoYTI1NhgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDIpICCgtEZWNvZGVyU3BlYxISCgpudW1fbGF5ZXJzGAEgASgFEhQKDG51bV9rdl9oZWFkcxgCIAEoBRIQCghoZWFkX2RpbRgDIAEoBRISCgp2b2NhYl9zaXplGAQgASgFEhUKDW1heF9wb3NpdGlvbnMYBSABKAUSEAoIa3ZfZHR5cGUYBiABKAkSFQoNZW9zX3Rva2VuX2lkcxgHIAMoBRI1CghkZWZhdWx0cxgIIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5HZW5lcmF0aW9uRGVmYXVsdHMSPAoPY3Jvc3NfYXR0ZW50aW9uGAkgASgLMiMuYWltYXNzLm1vZGVsLnYxLkNyb3NzQXR0ZW50aW9uU3BlYyJXChJDcm9zc0F0dGVudGlvblNwZWMSEQoJbnVtX2hlYWRzGAEgASgFEhAKCGhlYWRfZGltGAIgASgFEhwKFG1heF9zb3VyY2VfcG9zaXRpb25zGAMgASgFIr4FChVTcGVlY2hSZWNvZ25pdGlvblNwZWMSFAoMbnVtX21lbF9iaW5zGAEgASgFEhYKDnNhbXBsZV9yYXRlX2h6GAIgASgFEhAKCHdpbmRvd19zGAMgASgFEhMKC2hvcF9zYW1wbGVzGAQgASgFEhMKC2ZmdF9zYW1wbGVzGAUgASgFEh0KFW1lbF9jb2x1bW5zX3Blcl9mcmFtZRgGIAEoBRIeChZzdGFydF9vZl90cmFuc2NyaXB0X2lkGAcgASgFEhYKDmVuZF9vZl90ZXh0X2lkGAggASgFEhwKFHN0YXJ0X29mX3ByZXZpb3VzX2lkGAkgASgFEhQKDG5vX3NwZWVjaF9pZBgKIAEoBRIYChBub190aW1lc3RhbXBzX2lkGAsgASgFEhoKEnRpbWVzdGFtcF9iZWdpbl9pZBgMIAEoBRIZChF0aW1lc3RhbXBfc3RlcF9tcxgNIAEoBRIaCg10cmFuc2NyaWJlX2lkGA4gASgFSACIAQESGQoMdHJhbnNsYXRlX2lkGA8gASgFSAGIAQESFwoPaXNfbXVsdGlsaW5ndWFsGBAgASgIEk0KDGxhbmd1YWdlX2lkcxgRIAMoCzI3LmFpbWFzcy5tb2RlbC52MS5TcGVlY2hSZWNvZ25pdGlvblNwZWMuTGFuZ3VhZ2VJZHNFbnRyeRIUCgxzdXBwcmVzc19pZHMYEiADKAUSGgoSYmVnaW5fc3VwcHJlc3NfaWRzGBMgAygFEjcKD2FsaWdubWVudF9oZWFkcxgUIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5BbGlnbm1lbnRIZWFkGjIKEExhbmd1YWdlSWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgFOgI4AUIQCg5fdHJhbnNjcmliZV9pZEIPCg1fdHJhbnNsYXRlX2lkIiwKDUFsaWdubWVudEhlYWQSDQoFbGF5ZXIYASABKAUSDAoEaGVhZBgCIAEoBSLMAQoNVGV4dDJUZXh0U3BlYxIZChFtYXhfc291cmNlX3Rva2VucxgBIAEoBRIZChFkZWNvZGVyX3N0YXJ0X2lkcxgCIAMoBRIaCg1mb3JjZWRfZW9zX2lkGAMgASgFSACIAQESFAoMc3VwcHJlc3NfaWRzGAQgAygFEhEKCW51bV9iZWFtcxgFIAEoBRIWCg5sZW5ndGhfcGVuYWx0eRgGIAEoAhIWCg5lYXJseV9zdG9wcGluZxgHIAEoCEIQCg5fZm9yY2VkX2Vvc19pZCKAAgoSR2VuZXJhdGlvbkRlZmF1bHRzEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESGwoObWF4X25ld190b2tlbnMYBiABKAVIBYgBAUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIRCg9fbWF4X25ld190b2tlbnMi4AEKC0VuY29kZXJTcGVjEhMKC2hpZGRlbl9zaXplGAEgASgFEhIKCm1heF90b2tlbnMYAiABKAUSKQoHcG9vbGluZxgDIAEoDjIYLmFpbWFzcy5tb2RlbC52MS5Qb29saW5nEhEKCW5vcm1hbGl6ZRgEIAEoCBI6Cgdwcm9tcHRzGAUgAygLMikuYWltYXNzLm1vZGVsLnYxLkVuY29kZXJTcGVjLlByb21wdHNFbnRyeRouCgxQcm9tcHRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLQAQoNVG9rZW5pemVyU3BlYxIMCgRmaWxlGAEgASgJEhQKDHBhZF90b2tlbl9pZBgCIAEoBRIaChJjaGF0X3RlbXBsYXRlX2ZpbGUYAyABKAkSSQoOc3BlY2lhbF90b2tlbnMYBCADKAsyMS5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYy5TcGVjaWFsVG9rZW5zRW50cnkaNAoSU3BlY2lhbFRva2Vuc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUwoMUGFyaXR5UmVjb3JkEhEKCXJlZmVyZW5jZRgBIAEoCRIwCghtZWFzdXJlcxgCIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlIuoBCg1QYXJpdHlNZWFzdXJlEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAESDQoFYm91bmQYAyABKAESPQoKY29tcGFyaXNvbhgEIAEoDjIpLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlLkNvbXBhcmlzb24SEwoLbnVtX3NhbXBsZXMYBSABKAUiWQoKQ29tcGFyaXNvbhIaChZDT01QQVJJU09OX1VOU1BFQ0lGSUVEEAASFgoSQ09NUEFSSVNPTl9BVF9NT1NUEAESFwoTQ09NUEFSSVNPTl9BVF9MRUFTVBACKoYBCgRUYXNrEhQKEFRBU0tfVU5TUEVDSUZJRUQQABIYChRUQVNLX1RFWFRfR0VORVJBVElPThABEhIKDlRBU0tfRU1CRURESU5HEAISGwoXVEFTS19TUEVFQ0hfUkVDT0dOSVRJT04QAxIdChlUQVNLX1RFWFQyVEVYVF9HRU5FUkFUSU9OEAQqdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQA2IGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * ModelManifest describes a bundle: `manifest.json` in the bundle's folder is this message as JSON.
@@ -133,6 +133,20 @@ export type ModelManifest = Message<"aimass.model.v1.ModelManifest"> & {
    * @generated from field: google.protobuf.Timestamp exported_at = 16;
    */
   exportedAt?: Timestamp | undefined;
+
+  /**
+   * Optional. Set when the model recognises speech.
+   *
+   * @generated from field: aimass.model.v1.SpeechRecognitionSpec speech_recognition = 17;
+   */
+  speechRecognition?: SpeechRecognitionSpec | undefined;
+
+  /**
+   * Optional. Set when the model turns a text into another.
+   *
+   * @generated from field: aimass.model.v1.Text2TextSpec text2text = 18;
+   */
+  text2text?: Text2TextSpec | undefined;
 };
 
 /**
@@ -149,7 +163,7 @@ export const ModelManifestSchema: GenMessage<ModelManifest> = /*@__PURE__*/
  */
 export type Graph = Message<"aimass.model.v1.Graph"> & {
   /**
-   * Required. What the graph does: `decoder` or `encoder`.
+   * Required. What the graph does: `decoder`, `encoder`, or `aligner` (which source position each token looks at).
    *
    * @generated from field: string role = 1;
    */
@@ -322,6 +336,13 @@ export type DecoderSpec = Message<"aimass.model.v1.DecoderSpec"> & {
    * @generated from field: aimass.model.v1.GenerationDefaults defaults = 8;
    */
   defaults?: GenerationDefaults | undefined;
+
+  /**
+   * Optional. Set when the decoder also attends to a source that an encoder has read.
+   *
+   * @generated from field: aimass.model.v1.CrossAttentionSpec cross_attention = 9;
+   */
+  crossAttention?: CrossAttentionSpec | undefined;
 };
 
 /**
@@ -330,6 +351,286 @@ export type DecoderSpec = Message<"aimass.model.v1.DecoderSpec"> & {
  */
 export const DecoderSpecSchema: GenMessage<DecoderSpec> = /*@__PURE__*/
   messageDesc(file_aimass_model_v1_manifest, 4);
+
+/**
+ * CrossAttentionSpec is what the engine must know to keep a source's keys and values beside a decoder's own.
+ *
+ * @generated from message aimass.model.v1.CrossAttentionSpec
+ */
+export type CrossAttentionSpec = Message<"aimass.model.v1.CrossAttentionSpec"> & {
+  /**
+   * Required. Heads of each layer; keys and values have as many.
+   *
+   * @generated from field: int32 num_heads = 1;
+   */
+  numHeads: number;
+
+  /**
+   * Required. Numbers in one head.
+   *
+   * @generated from field: int32 head_dim = 2;
+   */
+  headDim: number;
+
+  /**
+   * Required. Longest source, in positions of the encoder's output: tokens of a text, frames of speech.
+   *
+   * @generated from field: int32 max_source_positions = 3;
+   */
+  maxSourcePositions: number;
+};
+
+/**
+ * Describes the message aimass.model.v1.CrossAttentionSpec.
+ * Use `create(CrossAttentionSpecSchema)` to create a new message.
+ */
+export const CrossAttentionSpecSchema: GenMessage<CrossAttentionSpec> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 5);
+
+/**
+ * SpeechRecognitionSpec is what the service must know to feed a Whisper model and to read its tokens.
+ *
+ * @generated from message aimass.model.v1.SpeechRecognitionSpec
+ */
+export type SpeechRecognitionSpec = Message<"aimass.model.v1.SpeechRecognitionSpec"> & {
+  /**
+   * Required. Mel bins of the log-mel spectrogram that the encoder takes.
+   *
+   * @generated from field: int32 num_mel_bins = 1;
+   */
+  numMelBins: number;
+
+  /**
+   * Required. Samples a second of the audio that the spectrogram is made of.
+   *
+   * @generated from field: int32 sample_rate_hz = 2;
+   */
+  sampleRateHz: number;
+
+  /**
+   * Required. Seconds of audio in a full window; the model was trained on windows padded to it with silence.
+   *
+   * @generated from field: int32 window_s = 3;
+   */
+  windowS: number;
+
+  /**
+   * Required. Samples between two columns of the spectrogram.
+   *
+   * @generated from field: int32 hop_samples = 4;
+   */
+  hopSamples: number;
+
+  /**
+   * Required. Samples in one Fourier window.
+   *
+   * @generated from field: int32 fft_samples = 5;
+   */
+  fftSamples: number;
+
+  /**
+   * Required. Columns of the spectrogram for one position of the encoder's output.
+   *
+   * @generated from field: int32 mel_columns_per_frame = 6;
+   */
+  melColumnsPerFrame: number;
+
+  /**
+   * Required. `<|startoftranscript|>`, the first token of every output.
+   *
+   * @generated from field: int32 start_of_transcript_id = 7;
+   */
+  startOfTranscriptId: number;
+
+  /**
+   * Required. `<|endoftext|>`, the token that ends an output.
+   *
+   * @generated from field: int32 end_of_text_id = 8;
+   */
+  endOfTextId: number;
+
+  /**
+   * Required. `<|startofprev|>`, the token that begins the text of earlier windows.
+   *
+   * @generated from field: int32 start_of_previous_id = 9;
+   */
+  startOfPreviousId: number;
+
+  /**
+   * Required. `<|nospeech|>`: its probability after the first token says how likely there is no speech.
+   *
+   * @generated from field: int32 no_speech_id = 10;
+   */
+  noSpeechId: number;
+
+  /**
+   * Required. `<|notimestamps|>`.
+   *
+   * @generated from field: int32 no_timestamps_id = 11;
+   */
+  noTimestampsId: number;
+
+  /**
+   * Required. `<|0.00|>`; each next token is `timestamp_step_ms` later.
+   *
+   * @generated from field: int32 timestamp_begin_id = 12;
+   */
+  timestampBeginId: number;
+
+  /**
+   * Required. Milliseconds between two timestamp tokens.
+   *
+   * @generated from field: int32 timestamp_step_ms = 13;
+   */
+  timestampStepMs: number;
+
+  /**
+   * Optional. `<|transcribe|>`; unset when the model knows one task only.
+   *
+   * @generated from field: optional int32 transcribe_id = 14;
+   */
+  transcribeId?: number | undefined;
+
+  /**
+   * Optional. `<|translate|>`; unset when the model knows one task only.
+   *
+   * @generated from field: optional int32 translate_id = 15;
+   */
+  translateId?: number | undefined;
+
+  /**
+   * Required. Whether the model knows more than one language, and so expects a language and a task after the first token.
+   *
+   * @generated from field: bool is_multilingual = 16;
+   */
+  isMultilingual: boolean;
+
+  /**
+   * Optional. Token of each language, by its code, such as `en`.
+   *
+   * @generated from field: map<string, int32> language_ids = 17;
+   */
+  languageIds: { [key: string]: number };
+
+  /**
+   * Optional. Tokens never chosen.
+   *
+   * @generated from field: repeated int32 suppress_ids = 18;
+   */
+  suppressIds: number[];
+
+  /**
+   * Optional. Tokens not chosen as the first of the text.
+   *
+   * @generated from field: repeated int32 begin_suppress_ids = 19;
+   */
+  beginSuppressIds: number[];
+
+  /**
+   * Optional. Attention heads that follow the audio, in the order of the `aligner` graph's output.
+   *
+   * @generated from field: repeated aimass.model.v1.AlignmentHead alignment_heads = 20;
+   */
+  alignmentHeads: AlignmentHead[];
+};
+
+/**
+ * Describes the message aimass.model.v1.SpeechRecognitionSpec.
+ * Use `create(SpeechRecognitionSpecSchema)` to create a new message.
+ */
+export const SpeechRecognitionSpecSchema: GenMessage<SpeechRecognitionSpec> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 6);
+
+/**
+ * AlignmentHead is one cross-attention head of a decoder.
+ *
+ * @generated from message aimass.model.v1.AlignmentHead
+ */
+export type AlignmentHead = Message<"aimass.model.v1.AlignmentHead"> & {
+  /**
+   * Required. Layer of the decoder, from 0.
+   *
+   * @generated from field: int32 layer = 1;
+   */
+  layer: number;
+
+  /**
+   * Required. Head of the layer, from 0.
+   *
+   * @generated from field: int32 head = 2;
+   */
+  head: number;
+};
+
+/**
+ * Describes the message aimass.model.v1.AlignmentHead.
+ * Use `create(AlignmentHeadSchema)` to create a new message.
+ */
+export const AlignmentHeadSchema: GenMessage<AlignmentHead> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 7);
+
+/**
+ * Text2TextSpec is what the service must know to read a source text and to begin an output.
+ *
+ * @generated from message aimass.model.v1.Text2TextSpec
+ */
+export type Text2TextSpec = Message<"aimass.model.v1.Text2TextSpec"> & {
+  /**
+   * Required. Longest source in tokens, special tokens included.
+   *
+   * @generated from field: int32 max_source_tokens = 1;
+   */
+  maxSourceTokens: number;
+
+  /**
+   * Required. Tokens every output begins with; they are fed, not generated, and not part of the text.
+   *
+   * @generated from field: repeated int32 decoder_start_ids = 2;
+   */
+  decoderStartIds: number[];
+
+  /**
+   * Optional. Token forced as the last when an output reaches its longest length.
+   *
+   * @generated from field: optional int32 forced_eos_id = 3;
+   */
+  forcedEosId?: number | undefined;
+
+  /**
+   * Optional. Tokens never chosen, such as Marian's padding.
+   *
+   * @generated from field: repeated int32 suppress_ids = 4;
+   */
+  suppressIds: number[];
+
+  /**
+   * Required. Beams of a search when a request does not say: 1 is greedy.
+   *
+   * @generated from field: int32 num_beams = 5;
+   */
+  numBeams: number;
+
+  /**
+   * Required. Power of the length that a beam's score is divided by.
+   *
+   * @generated from field: float length_penalty = 6;
+   */
+  lengthPenalty: number;
+
+  /**
+   * Required. Whether a search ends as soon as it has as many finished outputs as beams.
+   *
+   * @generated from field: bool early_stopping = 7;
+   */
+  earlyStopping: boolean;
+};
+
+/**
+ * Describes the message aimass.model.v1.Text2TextSpec.
+ * Use `create(Text2TextSpecSchema)` to create a new message.
+ */
+export const Text2TextSpecSchema: GenMessage<Text2TextSpec> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 8);
 
 /**
  * GenerationDefaults are used where a request leaves a field unset.
@@ -385,7 +686,7 @@ export type GenerationDefaults = Message<"aimass.model.v1.GenerationDefaults"> &
  * Use `create(GenerationDefaultsSchema)` to create a new message.
  */
 export const GenerationDefaultsSchema: GenMessage<GenerationDefaults> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 5);
+  messageDesc(file_aimass_model_v1_manifest, 9);
 
 /**
  * EncoderSpec is what the engine must know to turn an encoder's output into vectors.
@@ -434,7 +735,7 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
  * Use `create(EncoderSpecSchema)` to create a new message.
  */
 export const EncoderSpecSchema: GenMessage<EncoderSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 6);
+  messageDesc(file_aimass_model_v1_manifest, 10);
 
 /**
  * TokenizerSpec is how text becomes tokens.
@@ -476,7 +777,7 @@ export type TokenizerSpec = Message<"aimass.model.v1.TokenizerSpec"> & {
  * Use `create(TokenizerSpecSchema)` to create a new message.
  */
 export const TokenizerSpecSchema: GenMessage<TokenizerSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 7);
+  messageDesc(file_aimass_model_v1_manifest, 11);
 
 /**
  * ParityRecord is what the export measured against the reference on the same weights.
@@ -504,7 +805,7 @@ export type ParityRecord = Message<"aimass.model.v1.ParityRecord"> & {
  * Use `create(ParityRecordSchema)` to create a new message.
  */
 export const ParityRecordSchema: GenMessage<ParityRecord> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 8);
+  messageDesc(file_aimass_model_v1_manifest, 12);
 
 /**
  * ParityMeasure is one number and the bound it was held to.
@@ -553,7 +854,7 @@ export type ParityMeasure = Message<"aimass.model.v1.ParityMeasure"> & {
  * Use `create(ParityMeasureSchema)` to create a new message.
  */
 export const ParityMeasureSchema: GenMessage<ParityMeasure> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 9);
+  messageDesc(file_aimass_model_v1_manifest, 13);
 
 /**
  * Comparison says which side of a bound is good.
@@ -587,7 +888,7 @@ export enum ParityMeasure_Comparison {
  * Describes the enum aimass.model.v1.ParityMeasure.Comparison.
  */
 export const ParityMeasure_ComparisonSchema: GenEnum<ParityMeasure_Comparison> = /*@__PURE__*/
-  enumDesc(file_aimass_model_v1_manifest, 9, 0);
+  enumDesc(file_aimass_model_v1_manifest, 13, 0);
 
 /**
  * Task is what a model is for.
@@ -615,6 +916,20 @@ export enum Task {
    * @generated from enum value: TASK_EMBEDDING = 2;
    */
   EMBEDDING = 2,
+
+  /**
+   * Turn speech into text (encoder-decoder models that read a spectrogram).
+   *
+   * @generated from enum value: TASK_SPEECH_RECOGNITION = 3;
+   */
+  SPEECH_RECOGNITION = 3,
+
+  /**
+   * Turn a text into another: translate it, or summarise it (encoder-decoder models).
+   *
+   * @generated from enum value: TASK_TEXT2TEXT_GENERATION = 4;
+   */
+  TEXT2TEXT_GENERATION = 4,
 }
 
 /**
