@@ -12,28 +12,29 @@ from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.request import EmbeddedText, EmbedRequest
 from aimass_encoder.testing import FakeEncoderGraph, fake_engine
-from aimass_serving.errors import DeadlineExceeded, Overloaded
+from aimass_serving.errors import DeadlineExceeded
 
 NUM_CALLS = 600
-SETTINGS = EncoderConfig(cpu_batch_tokens=64, max_queue_tokens=600)
+SETTINGS = EncoderConfig(cpu_batch_tokens=64)
+PATIENT_S = 120.0
 
 
 async def one_call(engine: EncoderEngine, rng: random.Random) -> str:
     """Make a call that may be cancelled or run late; return how it ended. The vectors' order is checked."""
     await asyncio.sleep(rng.random() * 0.5)
     texts = ["w" * rng.randint(1, 3) + " x" * rng.randint(0, 20) for _ in range(rng.randint(1, 12))]
-    deadline_s = time.monotonic() + rng.choice([0.002, 0.05, 60])
-    call = asyncio.ensure_future(engine.embed(EmbedRequest(texts, deadline_s=deadline_s)))
-    if rng.random() < 0.3:
+    time_s, is_fickle = rng.choice([0.002, 0.05, PATIENT_S]), rng.random() < 0.3
+    call = asyncio.ensure_future(engine.embed(EmbedRequest(texts, deadline_s=time.monotonic() + time_s)))
+    if is_fickle:
         asyncio.get_running_loop().call_later(rng.random() * 0.02, call.cancel)
     try:
         reply = await call
     except asyncio.CancelledError:
+        assert is_fickle
         return "cancelled"
     except DeadlineExceeded:
+        assert time_s < PATIENT_S
         return "expired"
-    except Overloaded:
-        return "refused"
     assert all(isinstance(r, EmbeddedText) for r in reply.results)
     assert [r.num_tokens for r in reply.results if isinstance(r, EmbeddedText)] == [
         min(16, 2 + len(text.split())) for text in texts
@@ -49,7 +50,7 @@ async def test_every_call_of_a_storm_ends_once_and_nothing_is_left_behind() -> N
             await asyncio.gather(*(one_call(engine, random.Random(rng.random())) for _ in range(NUM_CALLS)))
         )
         assert ends.total() == NUM_CALLS
-        assert ends["answered"] > NUM_CALLS / 10
+        assert ends["answered"] > 0
         assert ends["cancelled"] > 0
         assert engine.queued_tokens == 0
         await asyncio.wait_for(engine.drain(), timeout=10)
