@@ -57,8 +57,9 @@ class ServerConfig:
     """Port to listen on; 0 takes a free one. Unset: the service's own default."""
     reflection: bool = False
     """Answer reflection: which services and messages exist. For development."""
-    max_receive_bytes: int = 8 * 2**20
-    """Largest request message; a larger one fails with RESOURCE_EXHAUSTED before it is read."""
+    max_receive_bytes: int | None = None
+    """Largest request message; a larger one fails with RESOURCE_EXHAUSTED before it is read. Unset: the
+    service's own default, 8 MiB for most."""
     max_send_bytes: int = 64 * 2**20
     """Largest response message."""
     max_metadata_bytes: int = 16 * 2**10

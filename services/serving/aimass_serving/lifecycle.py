@@ -48,11 +48,15 @@ class RunningService(Generic[E]):
         self._config = config
         self._health = HealthServicer()
         self._admission = Admission(config.admission)
-        self._server = build_server(config.server, self._layers())
+        self._server = build_server(
+            config.server,
+            self._layers(),
+            max_receive_bytes=config.server.max_receive_bytes or plan.max_receive_bytes,
+        )
         self._service_names: tuple[str, ...] = ()
         self.port = 0
         """The port it listens on, once started."""
-        self.registry: ModelRegistry[E] = ModelRegistry(Catalogue((), ()), plan.task)
+        self.registry: ModelRegistry[E] = ModelRegistry(Catalogue((), ()), plan.tasks)
 
     @property
     def address(self) -> str:
@@ -70,8 +74,8 @@ class RunningService(Generic[E]):
         Raises `StartFailure`, `DeviceUnavailable`, `ModelNotFound`, `WrongTask`.
         """
         resolve_device(self._config.session)
-        catalogue = await asyncio.to_thread(choose_models, self._store, self._plan.task, self._config.store)
-        self.registry = ModelRegistry(catalogue, self._plan.task)
+        catalogue = await asyncio.to_thread(choose_models, self._store, self._plan.tasks, self._config.store)
+        self.registry = ModelRegistry(catalogue, self._plan.tasks)
         self._add_services()
         self.port = listen(self._server, self._config.server, self._port_to_open())
         await self._server.start()

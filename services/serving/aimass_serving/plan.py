@@ -19,6 +19,8 @@ from aimass_serving.session import SessionConfig
 
 C = TypeVar("C")
 
+DEFAULT_MAX_RECEIVE_BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
@@ -50,3 +52,12 @@ class ServicePlan(Generic[E]):
     """Add the servicers; return their full names, for health and reflection."""
     configs: tuple[type[Any], ...] = ()
     """Frozen dataclasses of the service's own settings, filled from `AIMASS_<NAME>_<FIELD>`."""
+    further_tasks: tuple[Task.ValueType, ...] = ()
+    """It serves the store's models for these tasks too; servicers ask the registry for the task they need."""
+    max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES
+    """Largest request message, unless the operator says otherwise."""
+
+    @property
+    def tasks(self) -> tuple[Task.ValueType, ...]:
+        """Every task it serves models for."""
+        return (self.task, *self.further_tasks)

@@ -111,22 +111,22 @@ class Catalogue:
     """Models for other services."""
 
 
-def choose_models(store: ModelStore, task: Task.ValueType, config: StoreConfig) -> Catalogue:
-    """Choose what to serve. Blocking.
+def choose_models(store: ModelStore, tasks: Sequence[Task.ValueType], config: StoreConfig) -> Catalogue:
+    """Choose what to serve of the models for these tasks. Blocking.
 
     The newest `max_versions` of each name, or exactly the models the configuration names. A bundle whose
     manifest cannot be read may be for any task, so every service lists it, as failed.
     Raises `NothingToServe`, `ModelNotFound`, `WrongTask`.
     """
     refs = store.list()
-    mine = [ref for ref in refs if ref.task in (task, TASK_UNSPECIFIED)]
-    others = tuple(ref for ref in refs if ref.task not in (task, TASK_UNSPECIFIED))
+    mine = [ref for ref in refs if ref.task in (*tasks, TASK_UNSPECIFIED)]
+    others = tuple(ref for ref in refs if ref.task not in (*tasks, TASK_UNSPECIFIED))
     if config.models:
-        chosen = [_named(model, mine, others=others, task=task) for model in config.models]
+        chosen = [_named(model, mine, others=others, tasks=tasks) for model in config.models]
     else:
         chosen = [ref for ref in mine if _is_recent(ref, mine, config.max_versions)]
     if not chosen:
-        raise NothingToServe(store.url, task=task_name(task), available=[str(ref) for ref in refs])
+        raise NothingToServe(store.url, task=task_names(tasks), available=[str(ref) for ref in refs])
     return Catalogue(tuple(dict.fromkeys(chosen)), others)
 
 
@@ -135,24 +135,31 @@ def task_name(task: Task.ValueType) -> str:
     return Task.Name(task).removeprefix("TASK_").replace("_", " ").lower()
 
 
+def task_names(tasks: Sequence[Task.ValueType]) -> str:
+    """Return the names of tasks as a choice: `speech recognition or voice activity detection`."""
+    return " or ".join(task_name(task) for task in tasks)
+
+
 class ModelRegistry(Generic[E]):
     """All models of a service. Lives on the event loop; loading runs in threads."""
 
-    def __init__(self, catalogue: Catalogue, task: Task.ValueType) -> None:
+    def __init__(self, catalogue: Catalogue, tasks: Sequence[Task.ValueType]) -> None:
         self._models: list[ServedModel[E]] = [ServedModel(ref) for ref in catalogue.chosen]
         self._other_tasks = {model: ref for ref in catalogue.other_tasks for model in (ref.name, str(ref))}
-        self._task = task
+        self._tasks = tuple(tasks)
 
     def models(self) -> list[ServedModel[E]]:
         """Return every model, ready or not: by name, then newest version first."""
         return list(self._models)
 
-    def get(self, model: str) -> ServedModel[E]:
+    def get(self, model: str, *, task: Task.ValueType | None = None) -> ServedModel[E]:
         """Return the ready model of that `name` (its newest ready version) or `name@version`.
 
-        Raises `ModelNotFound`, `ModelNotReady`, `WrongTask`.
+        With `task`, a model of another task is refused. Raises `ModelNotFound`, `ModelNotReady`, `WrongTask`.
         """
         found = self.find(model)
+        if task is not None and found.ref.task not in (task, TASK_UNSPECIFIED):
+            raise WrongTask(model, expected=task_name(task), got=task_name(found.ref.task))
         if not found.is_ready:
             raise ModelNotReady(model, state=found.state, detail=found.detail)
         return found
@@ -163,7 +170,7 @@ class ModelRegistry(Generic[E]):
         if matching:
             return next((served for served in matching if served.is_ready), matching[0])
         if other := self._other_tasks.get(model):
-            raise WrongTask(model, expected=task_name(self._task), got=task_name(other.task))
+            raise WrongTask(model, expected=task_names(self._tasks), got=task_name(other.task))
         raise ModelNotFound(model, available=[str(served.ref) for served in self._models])
 
     async def load(
@@ -208,14 +215,14 @@ class ModelRegistry(Generic[E]):
 
 
 def _named(
-    model: str, mine: Sequence[BundleRef], *, others: Sequence[BundleRef], task: Task.ValueType
+    model: str, mine: Sequence[BundleRef], *, others: Sequence[BundleRef], tasks: Sequence[Task.ValueType]
 ) -> BundleRef:
     for ref in mine:
         if model in (ref.name, str(ref)):
             return ref
     for ref in others:
         if model in (ref.name, str(ref)):
-            raise WrongTask(model, expected=task_name(task), got=task_name(ref.task))
+            raise WrongTask(model, expected=task_names(tasks), got=task_name(ref.task))
     raise ModelNotFound(model, available=[str(ref) for ref in mine])
 
 

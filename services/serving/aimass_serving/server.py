@@ -22,18 +22,19 @@ CORE_LIMIT_FACTOR = 4
 Below that the layers check the limit, and answer with a reason."""
 
 
-def build_server(config: ServerConfig, layers: Sequence[Layer]) -> grpc.aio.Server:
+def build_server(config: ServerConfig, layers: Sequence[Layer], *, max_receive_bytes: int) -> grpc.aio.Server:
     """Return a server with these layers around every RPC, outermost first. It has no port yet."""
-    layering = LayeredInterceptor(layers, max_message_bytes=config.max_receive_bytes)
-    return grpc.aio.server(interceptors=[layering], options=server_options(config))
+    layering = LayeredInterceptor(layers, max_message_bytes=max_receive_bytes)
+    options = server_options(config, max_receive_bytes=max_receive_bytes)
+    return grpc.aio.server(interceptors=[layering], options=options)
 
 
-def server_options(config: ServerConfig) -> list[tuple[str, Any]]:
+def server_options(config: ServerConfig, *, max_receive_bytes: int) -> list[tuple[str, Any]]:
     """Return the channel arguments of a server."""
     options: dict[str, Any] = {
         # Two processes on one port would split connections by chance; a port in use must be an error.
         "grpc.so_reuseport": 0,
-        "grpc.max_receive_message_length": config.max_receive_bytes * CORE_LIMIT_FACTOR,
+        "grpc.max_receive_message_length": max_receive_bytes * CORE_LIMIT_FACTOR,
         "grpc.max_send_message_length": config.max_send_bytes,
         # Above the soft limit calls are refused at random, above the hard one always: one limit for both.
         "grpc.max_metadata_size": config.max_metadata_bytes,

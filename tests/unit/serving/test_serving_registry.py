@@ -15,13 +15,13 @@ from aimass_serving.testing import write_bundle
 
 def chosen(store: Path, **settings: object) -> list[str]:
     config = StoreConfig(**settings)  # type: ignore[arg-type] # settings by name
-    return [str(ref) for ref in choose_models(LocalStore(store), TASK_EMBEDDING, config).chosen]
+    return [str(ref) for ref in choose_models(LocalStore(store), [TASK_EMBEDDING], config).chosen]
 
 
 async def loaded(store: Path, load: object = None) -> ModelRegistry[EchoEngine]:
     opened = LocalStore(store)
-    catalogue = choose_models(opened, TASK_EMBEDDING, StoreConfig())
-    registry: ModelRegistry[EchoEngine] = ModelRegistry(catalogue, TASK_EMBEDDING)
+    catalogue = choose_models(opened, [TASK_EMBEDDING], StoreConfig())
+    registry: ModelRegistry[EchoEngine] = ModelRegistry(catalogue, [TASK_EMBEDDING])
 
     async def ignore(served: ServedModel[EchoEngine]) -> None:
         return
@@ -127,3 +127,14 @@ async def test_close_ends_every_engine(tmp_path: Path) -> None:
     registry = await loaded(tmp_path)
     await registry.close(1)
     assert registry.get("a").engine.is_closed
+
+
+def test_service_of_two_tasks_serves_both_and_refuses_a_model_of_the_other(tmp_path: Path) -> None:
+    write_bundle(tmp_path, "reader", task=TASK_EMBEDDING)
+    write_bundle(tmp_path, "writer", task=TASK_TEXT_GENERATION)
+    tasks = [TASK_EMBEDDING, TASK_TEXT_GENERATION]
+    catalogue = choose_models(LocalStore(tmp_path), tasks, StoreConfig())
+    registry: ModelRegistry[EchoEngine] = ModelRegistry(catalogue, tasks)
+    assert [str(ref) for ref in catalogue.chosen] == ["reader@1", "writer@1"]
+    with pytest.raises(WrongTask, match="expected a model for embedding, got one for text generation"):
+        registry.get("writer", task=TASK_EMBEDDING)
