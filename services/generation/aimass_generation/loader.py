@@ -11,7 +11,7 @@ from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.runner import geometry_of
 from aimass_serving.bundle import Bundle
-from aimass_serving.errors import BadBundle
+from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
 from aimass_serving.session import Session, open_session
 from tokenizers import Tokenizer
@@ -41,7 +41,7 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
     spec = bundle.manifest.decoder
     tokenizer = _tokenizer(bundle)
     prompts = PromptEncoder(tokenizer, vocab_size=spec.vocab_size, chat_template=_chat_template(bundle))
-    prompts.encode(TextPrompt("warm up"))
+    _check_tokenizer(prompts, bundle)
     tokens = DecodingEngine(
         session, geometry_of(spec), context.config(EngineConfig), model=bundle.ref, permit=context.permit
     )
@@ -64,14 +64,22 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
+def _check_tokenizer(prompts: PromptEncoder, bundle: Bundle) -> None:
+    """Tokenise once, which also starts the library's threads."""
+    try:
+        prompts.encode(TextPrompt("warm up"))
+    except InvalidFields as error:
+        raise BadBundle(bundle.ref, detail=f"its tokenizer does not fit its decoder: {error}") from error
+
+
 def _chat_template(bundle: Bundle) -> ChatTemplate | None:
     spec = bundle.manifest.tokenizer
     if not spec.chat_template_file:
         return None
-    source = bundle.file(spec.chat_template_file).read_text(encoding="utf-8")
+    file = bundle.file(spec.chat_template_file)
     try:
-        return ChatTemplate(source, special_tokens=spec.special_tokens)
-    except jinja2.TemplateError as error:
+        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens=spec.special_tokens)
+    except (jinja2.TemplateError, UnicodeDecodeError) as error:
         raise BadBundle(bundle.ref, detail=f"its chat template does not compile: {error}") from error
 
 
