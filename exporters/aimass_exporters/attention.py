@@ -1,8 +1,10 @@
-"""The attention function that every decoder is traced with: it becomes one GroupQueryAttention node per layer.
+"""The attention function that every decoder is traced with: it becomes one GroupQueryAttention node per
+layer.
 
-Registered with transformers under `ATTENTION_NAME`; what it reads and writes is a `Trace`, held in a context variable
-for the time of one trace. The model has no cache of its own: past and present are inputs and outputs of the graph, and
-the runtime binds both to the same memory. Must not know files or quantisation.
+Registered with transformers under `ATTENTION_NAME`; what it reads and writes is a `Trace`, held in a
+context variable for the time of one trace. The model has no cache of its own: past and present are inputs
+and outputs of the graph, and the runtime binds both to the same memory. Must not know files or
+quantisation.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def _flat(heads: torch.Tensor) -> torch.Tensor:
 
 
 def _check_options(trace: Trace, module: torch.nn.Module, options: dict[str, Any]) -> float:
-    """Return the soft cap of the scores (0: none); refuse what GroupQueryAttention is not asked to do here."""
+    """Return the soft cap of the scores (0: none); refuse what the attention node is not asked to do."""
     window = options.pop("sliding_window", None)
     if window is not None and window < trace.max_positions:
         because = f"its attention window ({window}) is smaller than its context ({trace.max_positions})"

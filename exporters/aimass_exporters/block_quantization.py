@@ -1,4 +1,5 @@
-"""Integer weights in blocks along the inputs of a matrix, each with a scale and a zero point. Pure arithmetic.
+"""Integer weights in blocks along the inputs of a matrix, each with a scale and a zero point. Pure
+arithmetic.
 
 The layout is that of onnxruntime's MatMulNBits and GatherBlockQuantized: weight = (q - zero_point) * scale.
 """
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 32
+_SHRINKS = (0.95, 0.9, 0.85, 0.8, 0.75)
 Weights = NDArray[np.float32]
 
 
@@ -42,51 +44,54 @@ class BlockQuantized:
 
 
 def quantize_blocks(matrix: Weights, *, bits: int) -> BlockQuantized:
-    """Quantise a matrix [outputs, inputs]; a number moves by at most one step of its block.
+    """Quantise a matrix [outputs, inputs], zero always being one of the levels.
 
-    With 4 bits, several ranges are tried for each block and the one with the least squared error is kept: cutting a
-    lone outlier off can serve the other numbers better.
+    With 8 bits every number moves by at most half a step of its block. With 4 bits several ranges are tried
+    for each block and the one with the least squared error is kept: cutting off a lone outlier can serve the
+    other numbers better.
     """
     outputs, inputs = matrix.shape
     blocks = np.pad(matrix, ((0, 0), (0, -inputs % BLOCK))).reshape(outputs, -1, BLOCK)
-    best = _levels(blocks, bits=bits, shrink=1.0)
-    if bits < 8:
-        error = _squared_error(blocks, *best)
-        for shrink in (0.95, 0.9, 0.85, 0.8, 0.75):
-            tried = _levels(blocks, bits=bits, shrink=shrink)
-            tried_error = _squared_error(blocks, *tried)
-            is_better = tried_error < error
-            best = tuple(
-                np.where(is_better.reshape(is_better.shape + (1,) * (new.ndim - 2)), new, old)
-                for new, old in zip(tried, best, strict=True)
-            )
-            error = np.where(is_better, tried_error, error)
-    levels, scales, zero_points = best
-    return BlockQuantized(levels, scales, zero_points, num_inputs=inputs, bits=bits)
+    best = _Rounded.of(blocks, bits=bits, shrink=1.0)
+    for shrink in _SHRINKS if bits < 8 else ():
+        best = best.or_better(_Rounded.of(blocks, bits=bits, shrink=shrink))
+    return BlockQuantized(best.levels, best.scales, best.zero_points, num_inputs=inputs, bits=bits)
 
 
-def _levels(
-    blocks: Weights, *, bits: int, shrink: float
-) -> tuple[NDArray[np.uint8], Weights, NDArray[np.uint8]]:
-    """Round to the nearest of 2**bits levels that span each block's range, zero always being one of them."""
-    top = 2**bits - 1
-    low = np.minimum(blocks.min(-1), 0) * shrink
-    high = np.maximum(blocks.max(-1), 0) * shrink
-    scales = ((high - low) / top).astype(np.float32)
-    scales[scales == 0] = 1.0
-    zero_points = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
-    levels = np.clip(np.rint(blocks / scales[..., None]) + zero_points[..., None], 0, top).astype(np.uint8)
-    return levels, scales, zero_points
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """Blocks rounded to levels, and how far off they are."""
 
+    levels: NDArray[np.uint8]  # [outputs, blocks, BLOCK]
+    scales: Weights  # [outputs, blocks]
+    zero_points: NDArray[np.uint8]  # [outputs, blocks]
+    squared_error: Weights  # [outputs, blocks]
 
-def _squared_error(
-    blocks: Weights, levels: NDArray[np.uint8], scales: Weights, zero_points: NDArray[np.uint8]
-) -> Weights:
-    restored = (levels.astype(np.float32) - zero_points[..., None]) * scales[..., None]
-    error: Weights = np.square(restored - blocks).sum(-1)
-    return error
+    @classmethod
+    def of(cls, blocks: Weights, *, bits: int, shrink: float) -> _Rounded:
+        """Round to the nearest of 2**bits levels over each block's range, shrunk on both sides."""
+        top = 2**bits - 1
+        low = np.minimum(blocks.min(-1), 0) * shrink
+        high = np.maximum(blocks.max(-1), 0) * shrink
+        scales = ((high - low) / top).astype(np.float32)
+        scales[scales == 0] = 1.0
+        zero_points: NDArray[np.uint8] = np.clip(np.rint(-low / scales), 0, top).astype(np.uint8)
+        rounded = np.rint(blocks / scales[..., None]) + zero_points[..., None]
+        levels: NDArray[np.uint8] = np.clip(rounded, 0, top).astype(np.uint8)
+        restored = (levels.astype(np.float32) - zero_points[..., None]) * scales[..., None]
+        return cls(levels, scales, zero_points, np.square(restored - blocks).sum(-1))
+
+    def or_better(self, other: _Rounded) -> _Rounded:
+        """Take from the other every block that it rounds better."""
+        wins = other.squared_error < self.squared_error  # [outputs, blocks]
+        return _Rounded(
+            np.where(wins[..., None], other.levels, self.levels),
+            np.where(wins, other.scales, self.scales),
+            np.where(wins, other.zero_points, self.zero_points),
+            np.where(wins, other.squared_error, self.squared_error),
+        )
 
 
 def _packed(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    packed: NDArray[np.uint8] = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
-    return packed
+    low, high = numbers[..., 0::2], numbers[..., 1::2]
+    return (low | (high << 4)).astype(np.uint8)

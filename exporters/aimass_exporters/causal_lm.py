@@ -1,10 +1,13 @@
-"""A causal language model in PyTorch, float32, with its tokenizer and generation defaults: what an export starts from."""
+"""A causal language model in PyTorch, float32, with its tokenizer and generation defaults: what an export
+starts from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from aimass.model.v1 import manifest_pb2 as manifest
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from aimass_exporters.catalogue import Reader
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
 from aimass_exporters.gguf_llama import read_gguf_llama
+from aimass_exporters.glass_llama import read_glass_llama
 from aimass_exporters.source import Source
 from aimass_exporters.text_tokenizer import TextTokenizer, read_tokenizer
 
@@ -21,7 +25,9 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class CausalLM:
-    """A model in evaluation mode, eager attention, float32: also the reference that parity is measured against."""
+    """A model in evaluation mode, eager attention, float32: also the reference that parity is measured
+    against.
+    """
 
     model: PreTrainedModel
     text: TextTokenizer
@@ -37,7 +43,9 @@ class CausalLM:
         return tuple(eos) if isinstance(eos, list) else (eos,)
 
     def generation_defaults(self, max_positions: int) -> manifest.GenerationDefaults:
-        """Return the sampling and length that the checkpoint asks for; greedy when it does not ask for sampling."""
+        """Return the sampling and length that the checkpoint asks for; greedy when it does not ask for
+        sampling.
+        """
         config = self.model.generation_config or GenerationConfig()
         asked = config.to_diff_dict()
         defaults = manifest.GenerationDefaults(
@@ -57,12 +65,14 @@ def load_causal_lm(source: Source) -> CausalLM:
     """Load the weights. Raises `InvalidCheckpoint` or `UnsupportedModel`."""
     if source.reader is Reader.GGUF:
         return CausalLM(*read_gguf_llama(source.path))
+    if source.reader is Reader.GLASS:
+        return CausalLM(*read_glass_llama(source.path))
     return _load_folder(source.path)
 
 
 def _load_folder(folder: Path) -> CausalLM:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -75,7 +85,8 @@ def _load_folder(folder: Path) -> CausalLM:
         raise InvalidCheckpoint(
             folder, detail=f"transformers cannot load it as a causal language model: {error}"
         ) from error
-    _check_keys(folder, info["missing_keys"])
+    model, report = loaded
+    _check_keys(folder, report["missing_keys"])
     if model.dtype is not torch.float32:
         raise UnsupportedModel(
             model.config.model_type, because=f"its weights stay {model.dtype} when float32 is asked for"

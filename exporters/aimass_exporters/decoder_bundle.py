@@ -1,4 +1,6 @@
-"""Fills a draft with a decoder: graph, tokenizer, golden outputs; measures it and describes it for the manifest."""
+"""Fills a draft with a decoder: graph, tokenizer, golden outputs; measures it and describes it for the
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def build_decoder(
     described.graphs.append(describe_graph("decoder", graph))
     test = DecoderUnderTest.open(graph, described.decoder, lm)
     described.parity.CopyFrom(_parity(test, precision, held_out, progress))
-    np.savez(draft / GOLDEN_FILE, **_golden(test, precision))
+    np.savez(draft / GOLDEN_FILE, allow_pickle=False, **_golden(test, precision))
     return described
 
 
@@ -80,7 +82,7 @@ def _parity(
 ) -> ParityRecord:
     bounds, report = DECODER_BOUNDS[precision], ParityReport()
     measure_logits(test, bounds, report, progress)
-    if precision is not Precision.FP32:
+    if precision.is_quantized:
         measure_held_out(test, held_out(), bounds, report, progress)
     return report.record()
 

@@ -1,7 +1,8 @@
 """Turns a causal language model of transformers into one ONNX graph with an in-place key-value cache.
 
-The graph's inputs and outputs are the contract with `aimass_decoding.runner`. Only the logits of the last real position
-of each row are computed. Must not know where the model came from, nor how the bundle is packed.
+The graph's inputs and outputs are the contract with `aimass_decoding.runner`. Only the logits of the last
+real position of each row are computed. Must not know where the model came from, nor how the bundle is
+packed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from aimass_exporters.attention import Trace, recording, slot_attention
 from aimass_exporters.errors import UnsupportedModel
+from aimass_exporters.packing import pack_attention, rotary_cache
 from aimass_exporters.single_ops import single_ops
 
 OPSET = 23
@@ -56,7 +58,9 @@ def decoder_shape(config: PretrainedConfig) -> DecoderShape:
 
 
 class DecoderGraph(torch.nn.Module):
-    """The model as the graph sees it: flat tensors in, the last position's logits and the present cache out."""
+    """The model as the graph sees it: flat tensors in, the last position's logits and the present cache
+    out.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -92,7 +96,9 @@ class DecoderGraph(torch.nn.Module):
 
 @contextmanager
 def _last_position(model: PreTrainedModel, last_idx: torch.Tensor) -> Iterator[None]:
-    """Let the model's output layer see one position of each row: its own scaling of the logits stays in place."""
+    """Let the model's output layer see one position of each row: its own scaling of the logits stays in
+    place.
+    """
 
     def gather(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         hidden = inputs[0]  # [batch, seq, hidden]
@@ -108,7 +114,8 @@ def _last_position(model: PreTrainedModel, last_idx: torch.Tensor) -> Iterator[N
 def export_decoder(model: PreTrainedModel, folder: Path) -> Path:
     """Write `decoder.onnx` and its external data into `folder`, in the element type of the model's weights.
 
-    The model is left as it was. Raises `UnsupportedModel` when it cannot be traced, or uses what the graph cannot say.
+    The model is left as it was. Raises `UnsupportedModel` when it cannot be traced, or uses what the graph
+    cannot say.
     """
     _check_config(model)
     wrapped, inputs = DecoderGraph(model).eval(), _example_inputs(model)
@@ -116,6 +123,7 @@ def export_decoder(model: PreTrainedModel, folder: Path) -> Path:
         wrapped(*inputs)  # a dry run on zeros: finds what is unsupported before the long trace
         with single_ops(model):
             program = _trace(wrapped, inputs)
+    pack_attention(program.model, rotary_cache(model, decoder_shape(model.config).max_positions))
     path = folder / GRAPH_FILE
     program.save(str(path), external_data=True)
     return path

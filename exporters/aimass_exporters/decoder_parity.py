@@ -1,4 +1,6 @@
-"""Measures an exported decoder against PyTorch on the same weights, through the very runner that will serve it."""
+"""Measures an exported decoder against PyTorch on the same weights, through the very runner that will serve
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from aimass_exporters.progress import Progress
 Logits = NDArray[np.float32]
 
 PASSAGES = (
-    "The lighthouse keeper climbed the spiral stairs every evening to light the lamp before the fishing boats came home.",
-    "In 1928 a mould that had drifted in through an open window ruined a culture plate, and changed medicine.",
+    "The lighthouse keeper climbed the spiral stairs every evening to light the lamp for the fishing boats.",
+    "In 1928 a mould that had drifted in through an open window ruined a culture plate and changed medicine.",
     "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([3, 5, 8, 13]))\n",
     "Grüße aus Zürich 🙂 今日は天気がいいですね。 Précisément à 18h30, rendez-vous à la gare.",
 )
@@ -66,7 +68,7 @@ class DecoderUnderTest:
 def measure_logits(
     test: DecoderUnderTest, bounds: DecoderBounds, report: ParityReport, progress: Progress
 ) -> None:
-    """Compare logits on passages of different lengths: prompts in two chunks, then ragged batched decoding."""
+    """Compare logits on passages of different lengths: prompts in two chunks, then ragged batches."""
     progress.stage("compare logits with PyTorch")
     passages = [_passage(test, text) for text in PASSAGES]
     expected = [test.reference_logits(ids) for ids in passages]
@@ -85,7 +87,9 @@ def measure_logits(
 
 
 def _passage(test: DecoderUnderTest, text: str) -> list[int]:
-    """Return a passage's tokens, cut to what the model has positions for, and different in length from the others."""
+    """Return a passage's tokens, cut to what the model has positions for, and different in length from the
+    others.
+    """
     ids = test.reference.text.encode(text)[: min(_MAX_PASSAGE_TOKENS, test.spec.max_positions)]
     return ids[: max(len(ids) - len(text) % 5, _DECODE_STEPS + 2 * _MIN_CHUNK)]
 
@@ -187,7 +191,9 @@ def _negative_log_likelihood(logits: Logits, following: NDArray[np.int64]) -> fl
 
 
 def golden_arrays(test: DecoderUnderTest, bounds: DecoderBounds) -> dict[str, NDArray[np.generic]]:
-    """Return a prompt and what the graph makes of it here: what a service replays before it serves the model."""
+    """Return a prompt and what the graph makes of it here: what a service replays before it serves the
+    model.
+    """
     ids = np.array(_passage(test, PASSAGES[0]), np.int64)
     logits = test.runner(max_slots=1, max_len=len(ids)).prefill(0, ids, start=0).copy()
     tolerance = max(bounds.golden_tolerance_std * float(logits.std()), 1e-4)

@@ -1,4 +1,6 @@
-"""A bundle that is not finished: a hidden folder inside the store, which becomes a version of a model or disappears."""
+"""A bundle that is not finished: a hidden folder inside the store, which becomes a version of a model or
+disappears.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def derived_name(suggested: str) -> str:
 
 @contextmanager
 def draft_folder(store: Path) -> Iterator[Path]:
-    """Give an empty folder on the store's disk, and delete what is left of it and of a store that stayed empty."""
+    """Give an empty folder on the store's disk, and delete what is left of it and of a store that stayed
+    empty.
+    """
     is_new = not store.exists()
     store.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".export-", dir=store))

@@ -1,4 +1,6 @@
-"""Fills a draft with an encoder: graph, tokenizer, golden vectors; measures it and describes it for the manifest."""
+"""Fills a draft with an encoder: graph, tokenizer, golden vectors; measures it and describes it for the
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def build_encoder(
     described.graphs.append(describe_graph("encoder", graph))
     test = EncoderUnderTest.open(graph, encoder)
     described.parity.CopyFrom(_parity(test, precision, held_out, progress))
-    np.savez(draft / GOLDEN_FILE, **golden_vectors(test, ENCODER_BOUNDS[precision]))
+    np.savez(draft / GOLDEN_FILE, allow_pickle=False, **golden_vectors(test, ENCODER_BOUNDS[precision]))
     return described
 
 
@@ -66,6 +68,6 @@ def _parity(
 ) -> ParityRecord:
     bounds, report = ENCODER_BOUNDS[precision], ParityReport()
     measure_vectors(test, bounds, report, progress)
-    if precision is not Precision.FP32:
+    if precision.is_quantized:
         measure_neighbours(test, held_out(), bounds, report, progress)
     return report.record()

@@ -1,6 +1,7 @@
 """Turns a text encoder of transformers into one ONNX graph, with attention, layer norm and GELU fused.
 
-optimum exports; onnxruntime's transformer optimiser fuses. Must not know pooling, nor how the bundle is packed.
+optimum exports; onnxruntime's transformer optimiser fuses. Must not know pooling, nor how the bundle is
+packed.
 """
 
 from __future__ import annotations

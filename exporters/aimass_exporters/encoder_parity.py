@@ -1,4 +1,6 @@
-"""Measures an exported encoder against PyTorch on the same weights: the graph on padded batches, PyTorch text by text."""
+"""Measures an exported encoder against PyTorch on the same weights: the graph on padded batches, PyTorch
+text by text.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ NUM_HELD_OUT, MAX_HELD_OUT_TOKENS = 192, 48
 NUM_NEIGHBOURS = 10
 PASSAGES = (
     "A violin is a stringed instrument.",
-    "The stock market fell sharply on Monday after the central bank raised interest rates for the third time.",
+    "The stock market fell sharply on Monday after the central bank raised interest rates a third time.",
     "How do I reset my password?",
     "Grüße aus Zürich 🙂 今日は天気がいいですね。",
     "def mean(values): return sum(values) / len(values)",
@@ -97,7 +99,9 @@ class EncoderUnderTest:
 def measure_vectors(
     test: EncoderUnderTest, bounds: EncoderBounds, report: ParityReport, progress: Progress
 ) -> None:
-    """Compare vectors of passages of very different lengths, in one padded batch, with PyTorch's text by text."""
+    """Compare vectors of passages of very different lengths, in one padded batch, with PyTorch's text by
+    text.
+    """
     progress.stage("compare vectors with PyTorch")
     texts = [test.tokenize(text) for text in PASSAGES]
     _compare(test.vectors(texts), _references(test, texts), bounds, report, suffix="_passages")
@@ -152,7 +156,7 @@ def _compare(
 
 
 def neighbour_overlap(left: Vectors, right: Vectors, *, count: int) -> float:
-    """Return the mean share of each vector's `count` nearest others that two sets of unit vectors agree on."""
+    """Return the mean share of each vector's `count` nearest others that two sets agree on."""
     shares = [len(a & b) / count for a, b in zip(_nearest(left, count), _nearest(right, count), strict=True)]
     return float(np.mean(shares))
 

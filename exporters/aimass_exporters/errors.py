@@ -1,7 +1,7 @@
-"""What can go wrong while a model is exported. Every error names what was expected, what was got, and what to do.
+"""What can go wrong while a model is exported. Every error names what was expected, what was got, and what
+to do.
 
-AimassError
-└── ExportError
+AimassError └── ExportError
     ├── UnknownSource           not a folder, a file, a hub id or a catalogue name
     ├── SourceUnavailable       a package or a hub repository could not be fetched
     ├── InvalidCheckpoint       files missing or not what they should be
@@ -31,8 +31,8 @@ class UnknownSource(ExportError):
 
     def __init__(self, source: str, *, catalogue: Iterable[str]) -> None:
         super().__init__(
-            f"source {shown(source)} is not a folder, a .gguf file, a hub id (owner/name) or a catalogue name;"
-            f" the catalogue has: {', '.join(sorted(catalogue))}"
+            f"source {shown(source)} is not a folder, a .gguf file, a hub id (owner/name) or a catalogue name"
+            f"; the catalogue has: {', '.join(sorted(catalogue))}"
         )
 
 
@@ -55,8 +55,9 @@ class PickleRefused(ExportError):
 
     def __init__(self, source: Path | str, *, files: Sequence[str]) -> None:
         super().__init__(
-            f"{source} holds pickled weights only ({', '.join(files)}), and a pickle can run code when it is loaded;"
-            f" if you trust it, convert it first: aimass convert-checkpoint {shown(str(source))}"
+            f"{source} holds pickled weights only ({', '.join(files)}), and a pickle can run code when"
+            " it is loaded; to read nothing but tensors from it, convert it first:"
+            f" aimass convert-checkpoint {shown(str(source))}"
         )
 
 

@@ -1,6 +1,7 @@
 """Reads a GGUF file of a Llama model into PyTorch and the `tokenizers` library. Needs nothing but the file.
 
-Sources: the GGUF specification, and llama.cpp's converter, whose permutation of the query and key rows is undone here.
+Sources: the GGUF specification, and llama.cpp's converter, whose permutation of the query and key rows is
+undone here.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ def _name_of(name: str, config: LlamaConfig) -> tuple[str, int]:
 
 
 def _unpermuted(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Undo llama.cpp's order of rows, which interleaves the two halves of each head for its own rotary kernel."""
+    """Undo llama.cpp's order of rows, which interleaves the two halves of each head for its own rotary
+    kernel.
+    """
     split = weight.reshape(num_heads, weight.shape[0] // num_heads // 2, 2, *weight.shape[1:])
     return split.swapaxes(1, 2).reshape(weight.shape)
 

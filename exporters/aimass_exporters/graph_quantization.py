@@ -1,8 +1,8 @@
 """Replaces every matrix product with constant weights by MatMulNBits, and proves that none was left.
 
-Tools that quantise skip silently what they do not recognise: a Gemm, a weight behind a Transpose, the output layer of
-tied weights. Here each is either replaced or an error. An embedding that shares its weights with the output layer
-shares its integers too (GatherBlockQuantized), so that tied weights stay stored once.
+Tools that quantise skip silently what they do not recognise: a Gemm, a weight behind a Transpose, the
+output layer of tied weights. Here each is either replaced or an error. An embedding that shares its weights
+with the output layer shares its integers too (GatherBlockQuantized), so that tied weights stay stored once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from aimass_exporters.external_file import save_graph
 from aimass_exporters.progress import Progress
 
 ACCURACY_LEVEL = 4
-"""Activations are rounded to 8 bits, in blocks of one row each: a row never depends on its neighbours in the batch."""
+"""Activations are rounded to 8 bits, in blocks of one row each: a row never depends on its neighbours in
+the batch.
+"""
 _DOMAIN = "com.microsoft"
 _PACKED_ATTENTION = frozenset({"Attention", "DecoderMaskedSelfAttention", "PackedAttention", "QAttention"})
 
@@ -33,11 +35,15 @@ class WeightBits:
 
     body: int
     output_layer: int = 8
-    """The product that gives the logits: its errors are not averaged by later layers, and it is one matrix of many."""
+    """The product that gives the logits: its errors are not averaged by later layers, and it is one matrix
+    of many.
+    """
 
 
 def quantize_graph(source: Path, target: Path, bits: WeightBits, progress: Progress) -> None:
-    """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps its float weights."""
+    """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps its float
+    weights.
+    """
     model = onnx.load(source)
     quantizer = GraphQuantizer(model, bits)
     for done, total in quantizer.run():
@@ -106,7 +112,9 @@ class GraphQuantizer:
         return producer.input[0], True
 
     def _gives_logits(self, node: NodeProto) -> bool:
-        """Tell whether this is the last product: only reshaping, casting or scaling stand between it and `logits`."""
+        """Tell whether this is the last product: only reshaping, casting or scaling stand between it and
+        `logits`.
+        """
         name = "logits"
         while (producer := self._producers.get(name)) is not None and producer is not node:
             if producer.op_type in ("MatMul", "Gemm"):

@@ -1,7 +1,7 @@
 """Real English that no export has seen: what quantised models are judged on.
 
-The text is movie reviews from a pinned package (public research sets), or a file of the user's. No weight is calibrated
-on it.
+The text is movie reviews from a pinned package (public research sets), or a file of the user's. No weight
+is calibrated on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _STRIDE = 97  # the file is sorted by source and label: steps through all of it,
 def held_out_texts(progress: Progress, *, file: Path | None = None) -> list[str]:
     """Return at least a few hundred texts: the paragraphs of `file`, or reviews.
 
-    Raises `SourceUnavailable` when the reviews cannot be fetched, `InvalidExportOption` when the file cannot be read.
+    Raises `SourceUnavailable` when the reviews cannot be fetched, `InvalidExportOption` when the file
+    cannot be read.
     """
     return _reviews(progress) if file is None else _paragraphs(file)
 

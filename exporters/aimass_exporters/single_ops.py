@@ -1,8 +1,9 @@
-"""Reversible patches that trace a model's norms, rotary embedding and transposed linear layers to one node each.
+"""Reversible patches that trace a model's norms, rotary embedding and transposed linear layers to one node
+each.
 
-It halves the nodes of a Llama-like graph. A module is only patched when its own result on random input agrees with the
-definition of the operator, so that look-alikes (a norm that adds 1 to its weight, an interleaved rotation) stay as they
-are. Nothing outlives the context manager.
+It halves the nodes of a Llama-like graph. A module is only patched when its own result on random input
+agrees with the definition of the operator, so that look-alikes (a norm that adds 1 to its weight, an
+interleaved rotation) stay as they are. Nothing outlives the context manager.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 
 
 def _modeling_modules(model: PreTrainedModel) -> set[ModuleType]:
-    """Return the Python modules that define the model's layers: `apply_rotary_pos_emb` is a global of one of them."""
+    """Return the Python modules that define the model's layers: `apply_rotary_pos_emb` is a global of one
+    of them.
+    """
     return {sys.modules[type(m).__module__] for m in model.modules()}
 
 
@@ -67,20 +70,27 @@ def _is_rms_norm(module: torch.nn.Module) -> bool:
 
 
 def _rms_norm(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Source of the operator: onnxruntime's SimplifiedLayerNormalization, statistics in float32 (stash_type 1)."""
+    """Source of the operator: onnxruntime's SimplifiedLayerNormalization, statistics in float32."""
+    weight, epsilon = module.weight, float(module.variance_epsilon)  # type: ignore[arg-type]  # checked before
+    assert isinstance(weight, torch.Tensor), "checked before"
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        attrs = {"axis": -1, "epsilon": float(module.variance_epsilon), "stash_type": 1}  # type: ignore[arg-type]
-        inputs = [hidden, module.weight]
         return torch.onnx.ops.symbolic(
-            "SimplifiedLayerNormalization", inputs, attrs, dtype=hidden.dtype, shape=hidden.shape, version=1
+            "SimplifiedLayerNormalization",
+            [hidden, weight],
+            {"axis": -1, "epsilon": epsilon, "stash_type": 1},
+            dtype=hidden.dtype,
+            shape=hidden.shape,
+            version=1,
         )
 
     return forward
 
 
 def _matmul(module: Conv1D) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Trace GPT-2's transposed linear layer as MatMul and Add: its own `addmm` becomes a Gemm between two Reshapes."""
+    """Trace GPT-2's transposed linear layer as MatMul and Add: its own `addmm` becomes a Gemm between two
+    Reshapes.
+    """
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         return torch.matmul(hidden, module.weight) + module.bias
@@ -112,15 +122,20 @@ def _half_rotation(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
 def _rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: object, **__: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Source of the operator: ONNX RotaryEmbedding (opset 23), which takes half of the repeated cosines and sines."""
+    """Source of the operator: ONNX RotaryEmbedding (opset 23), which takes half of the repeated cosines and
+    sines.
+    """
     half = cos.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]
 
     def one(heads: torch.Tensor) -> torch.Tensor:
-        attrs = {"interleaved": 0}
-        inputs = [heads, cos, sin]
         return torch.onnx.ops.symbolic(
-            "RotaryEmbedding", inputs, attrs, dtype=heads.dtype, shape=heads.shape, version=23
+            "RotaryEmbedding",
+            [heads, cos, sin],
+            {"interleaved": 0},
+            dtype=heads.dtype,
+            shape=heads.shape,
+            version=23,
         )
 
     return one(query), one(key)

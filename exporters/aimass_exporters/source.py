@@ -1,4 +1,5 @@
-"""Where a model comes from: a folder, a GGUF file, a hub id, or a name of the catalogue; resolved to local files.
+"""Where a model comes from: a folder, a GGUF file, a hub id, or a name of the catalogue; resolved to local
+files.
 
 Refuses pickled weights. Must not load weights.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # ships no types
 
 from aimass_exporters.catalogue import CATALOGUE, CatalogueEntry, Reader, TaskName
 from aimass_exporters.errors import InvalidCheckpoint, PickleRefused, UnknownSource
@@ -22,7 +23,7 @@ from aimass_exporters.packages import fetch_package
 from aimass_exporters.progress import Progress
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 

@@ -1,9 +1,12 @@
-"""Small models for tests, and exports cached by content. Never needed for correctness: a cache miss exports anew."""
+"""Small models for tests, and exports cached by content. Never needed for correctness: a cache miss exports
+anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +31,12 @@ from aimass_exporters.manifest_writer import toolchain
 from aimass_exporters.progress import SilentProgress
 from aimass_exporters.source import resolve_source
 
+_OWN_IMPORT = re.compile(r"^from aimass_exporters\.(\w+) import", re.MULTILINE)
+_OUTER_MODULES = frozenset({"progress", "errors"})
 TINY_VOCAB, TINY_POSITIONS, TINY_SEED = 512, 256, 20
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -141,10 +147,15 @@ def _cached(target: Path, build: Callable[[Path], object]) -> Path:
 
 
 def _exporter_digest() -> str:
-    """Return a digest of the sources that decide what an export holds: all of this package but its outer face."""
-    outer = {"cli.py", "testing.py", "progress.py", "errors.py"}
-    files = sorted(p for p in Path(__file__).parent.glob("*.py") if p.name not in outer)
-    return _digest(*(p.read_text() for p in files))
+    """Return a digest of the sources that decide what an export holds: what `exporter` imports of this package."""
+    sources: dict[str, str] = {}
+    names = ["exporter"]
+    while names:
+        name = names.pop()
+        if name not in sources and name not in _OUTER_MODULES:
+            sources[name] = (Path(__file__).parent / f"{name}.py").read_text()
+            names += _OWN_IMPORT.findall(sources[name])
+    return _digest(*(sources[name] for name in sorted(sources)))
 
 
 def _digest(*parts: str) -> str:

@@ -1,4 +1,6 @@
-"""The tokenizer of a checkpoint, as a bundle carries it: one `tokenizer.json`, a chat template, the special tokens."""
+"""The tokenizer of a checkpoint, as a bundle carries it: one `tokenizer.json`, a chat template, the special
+tokens.
+"""
 
 from __future__ import annotations
 
