@@ -17,7 +17,7 @@ import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
 from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta
 from aimass_decoding.stats import EngineStats
-from aimass_serving.errors import AimassError, InvalidField, InvalidFields, Overloaded
+from aimass_serving.errors import AimassError, Draining, InvalidField, InvalidFields, Overloaded
 from aimass_serving.telemetry import emit_phase
 from numpy.typing import NDArray
 
@@ -121,6 +121,7 @@ class GenerationEngine:
         self._config = config
         self._resolver = RequestResolver(profile)
         self._num_in_threads = 0
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer")
 
     @property
@@ -147,6 +148,7 @@ class GenerationEngine:
 
     def close(self) -> None:
         """Stop at once and free everything. Blocking; may be called twice."""
+        self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._tokens.close()
 
@@ -241,6 +243,8 @@ class GenerationEngine:
             emit_phase("tokenize", started_ns, time.time_ns())
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise Draining
         if self._num_in_threads >= self._config.max_waiting_prompts:
             raise Overloaded(
                 retry_after_s=self._config.overload_retry_after_s,

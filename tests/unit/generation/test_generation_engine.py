@@ -79,6 +79,18 @@ def request(prompt: str | Prompt = "go", **fields: Any) -> GenerationRequest:
     )
 
 
+def hold(decoder: FakeDecoder, *, after_runs: int) -> threading.Event:
+    """Let the model run so many times, then wait until the returned event is set."""
+    gate = threading.Event()
+
+    def wait_there(_: object) -> None:
+        if len(decoder.runs) > after_runs:
+            gate.wait(timeout=20)  # A failed test must not keep its engine from closing.
+
+    decoder.before_run = wait_there
+    return gate
+
+
 async def stream(engine: GenerationEngine, asked: GenerationRequest) -> list[GenerationEvent]:
     async with aclosing(engine.generate(asked)) as events:
         return [event async for event in events]
@@ -140,24 +152,28 @@ async def test_possible_stop_string_is_released_when_the_text_ends(open_engine: 
     assert (whole.text, whole.finish.reason) == (TEXT, FinishReason.EOS)
 
 
-async def test_slot_is_free_before_the_last_words_are_read(open_engine: OpenEngine) -> None:
+async def test_slot_is_free_before_the_reader_takes_the_finish(open_engine: OpenEngine) -> None:
     """After a stop string, a caller that does not read on must not hold a slot."""
-    engine = open_engine(scripted_decoder({"go": "last words STOP" + ENDLESS}), max_positions=1024)
-    text = ""
+    decoder = scripted_decoder({"go": "last words STOP" + ENDLESS})
+    gate = hold(decoder, after_runs=20)
+    engine = open_engine(decoder, max_positions=1024)
     async with aclosing(engine.generate(request(stop_strings=("STOP",), max_new_tokens=1000))) as events:
         async for event in events:
-            text += event.text if isinstance(event, TextDelta) else ""
-            if text == "last words ":
+            if isinstance(event, GenerationFinish):
                 break
+        gate.set()
         await engine.drain()
         # Given up, and not run to its end while nobody looked.
         assert (engine.stats().num_cancelled, dict(engine.stats().num_finished)) == (1, {})
 
 
 async def test_what_a_slow_reader_missed_comes_as_one_delta(open_engine: OpenEngine) -> None:
-    engine = open_engine(max_positions=1024)
+    decoder = scripted_decoder({"on": ENDLESS})
+    gate = hold(decoder, after_runs=3)
+    engine = open_engine(decoder, max_positions=1024)
     async with aclosing(engine.generate(request("on", max_new_tokens=500))) as events:
         assert isinstance(await anext(events), PromptInfo)
+        gate.set()
         await engine.drain()
         first, rest, finish = [event async for event in events]
     assert isinstance(finish, GenerationFinish)
@@ -167,27 +183,33 @@ async def test_what_a_slow_reader_missed_comes_as_one_delta(open_engine: OpenEng
 
 
 async def test_leaving_the_stream_early_frees_the_slot(open_engine: OpenEngine) -> None:
-    engine = open_engine(max_positions=1024)
+    decoder = scripted_decoder({"on": ENDLESS})
+    gate = hold(decoder, after_runs=3)
+    engine = open_engine(decoder, max_positions=1024)
     async with aclosing(engine.generate(request("on", max_new_tokens=1000))) as events:
         await anext(events)
+    gate.set()
     await engine.drain()
     assert (engine.stats().num_slots_taken, engine.stats().num_cancelled) == (0, 1)
 
 
 async def test_cancelling_the_task_frees_the_slot(open_engine: OpenEngine) -> None:
-    loop, is_running = asyncio.get_running_loop(), asyncio.Event()
     decoder = scripted_decoder({"on": ENDLESS})
-
-    def tell(_: object) -> None:
-        loop.call_soon_threadsafe(is_running.set)
-
-    decoder.before_run = tell
+    gate = hold(decoder, after_runs=3)
     engine = open_engine(decoder, max_positions=1024)
-    task = asyncio.create_task(engine.complete(request("on", max_new_tokens=1000)))
-    await is_running.wait()
+    has_begun = asyncio.Event()
+
+    async def read() -> None:
+        async with aclosing(engine.generate(request("on", max_new_tokens=1000))) as events:
+            async for _ in events:
+                has_begun.set()
+
+    task = asyncio.create_task(read())
+    await has_begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    gate.set()
     await engine.drain()
     assert (engine.stats().num_slots_taken, engine.stats().num_cancelled) == (0, 1)
 
@@ -393,10 +415,12 @@ async def test_limits_say_what_a_request_must_stay_within(open_engine: OpenEngin
     assert engine.execution_provider == "CPUExecutionProvider"
 
 
-async def test_closing_twice_is_harmless(open_engine: OpenEngine) -> None:
+async def test_closing_twice_is_harmless_and_final(open_engine: OpenEngine) -> None:
     engine = open_engine()
     engine.close()
     engine.close()
+    with pytest.raises(Draining):
+        await engine.tokenize(TextPrompt("too late"))
 
 
 @pytest.mark.parametrize("name", ["default_max_new_tokens", "num_tokenizer_threads", "max_waiting_prompts"])
