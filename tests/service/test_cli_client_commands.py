@@ -466,6 +466,16 @@ def test_traces_says_when_its_port_is_taken(
     )
 
 
+def test_every_installed_distribution_adds_its_commands() -> None:
+    with aimass("--help", COLUMNS="100") as process:
+        stdout, stderr = process.communicate(timeout=60)
+
+    own = {"generate", "chat", "embed", "status", "traces"}
+    listed = {word for line in stdout.splitlines() for word in line.split()[1:2]}
+    assert own | {"serve", "up", "export", "models"} <= listed
+    assert "not available" not in stderr
+
+
 def test_a_distribution_that_cannot_be_loaded_costs_only_its_own_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

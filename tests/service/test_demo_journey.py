@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -69,23 +69,25 @@ def test_services_that_do_not_start_end_the_demo_with_what_they_said(store: Path
 def test_a_stopped_demo_leaves_nothing_running(store: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(demo(store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            children = _wait_for_services(psutil.Process(process.pid))
+            _wait_until(lambda: len(_serving(store)) >= 3, "`aimass up` and two services run")
             os.kill(process.pid, number)
             process.communicate(timeout=60)
         finally:
             process.kill()
 
     assert process.returncode == code
-    assert len(children) == 3, "`aimass up` and two services"
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
+    _wait_until(lambda: _serving(store) == [], "no service is left")
 
 
-def _wait_for_services(process: psutil.Process) -> list[psutil.Process]:
+def _serving(store: Path) -> list[psutil.Process]:
+    """Processes that were given the store of this test, the demo itself excepted."""
+    found = psutil.process_iter(["cmdline"])
+    commands = [(process, process.info["cmdline"] or []) for process in found]
+    return [process for process, words in commands if str(store) in words and str(DEMO) not in words]
+
+
+def _wait_until(is_so: Callable[[], bool], what: str) -> None:
     until_s = time.monotonic() + 60
-    while time.monotonic() < until_s:
-        children: list[psutil.Process] = process.children(recursive=True)
-        if len(children) >= 3:
-            return children
+    while not is_so():
+        assert time.monotonic() < until_s, f"not within 60 s: {what}"
         time.sleep(0.05)
-    raise AssertionError("the services were not started within 60 s")
