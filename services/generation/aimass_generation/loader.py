@@ -10,10 +10,11 @@ from aimass.model.v1.manifest_pb2 import DecoderSpec, GenerationDefaults
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.runner import geometry_of
+from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
-from aimass_serving.session import Session, open_session
+from aimass_serving.session import Session
 from tokenizers import Tokenizer
 
 from aimass_generation.chat_template import ChatTemplate
@@ -33,7 +34,7 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     The replay runs the graph as prompts and as decode steps do, so it warms it up as well. Raises `BadBundle`
     when the numbers differ or a file does not fit, `DeviceUnavailable`.
     """
-    return engine_on(open_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
+    return engine_on(open_adaptive_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
 
 
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> GenerationEngine:

@@ -1,0 +1,167 @@
+"""A session that chooses its number of threads at run time: variants of one graph behind the `Session` seam.
+
+Must not know tasks. Which variant runs is decided in `thread_choice`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import DTypeLike, NDArray
+
+from aimass_serving.cpu import usable_cores
+from aimass_serving.session import (
+    Binding,
+    BufferView,
+    Device,
+    DeviceBuffer,
+    Session,
+    SessionConfig,
+    TensorInfo,
+    open_session,
+    open_thread_variants,
+    resolve_device,
+)
+from aimass_serving.thread_choice import ThreadChoice
+
+T = TypeVar("T")
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadUse:
+    """How a session chose its threads so far."""
+
+    num_runs: Mapping[int, int]
+    """Runs by number of threads."""
+    num_trials: int
+    """Runs that only tried whether another number is faster."""
+    num_changes: int
+    """How often another number was taken."""
+
+
+def open_adaptive_session(graph: Path, config: SessionConfig) -> Session:
+    """Open a graph at several numbers of threads, one of which each run takes; or once where that is no use.
+
+    Once it is on CUDA, on one core, with `num_threads` given, without `adapt_threads`, and, with a warning,
+    when the temporary folder has no room for the shared weights. Errors as `open_session`.
+    """
+    counts = thread_counts(config, num_cores=usable_cores())
+    if len(counts) == 1:
+        return open_session(graph, config)
+    try:
+        sessions = open_thread_variants(graph, config, counts)
+    except OSError as error:
+        _LOGGER.warning("the number of threads stays %d: cannot share the weights: %s", counts[0], error)
+        return open_session(graph, config)
+    return AdaptiveSession(dict(zip(counts, sessions, strict=True)))
+
+
+def thread_counts(config: SessionConfig, *, num_cores: int) -> tuple[int, ...]:
+    """Return the numbers of threads to choose from, the one for a quiet machine first.
+
+    Half the cores is what wins when others keep the rest busy: a step ends with its last thread.
+    """
+    is_adaptive = config.adapt_threads and config.num_threads == 0 and num_cores > 1
+    if not is_adaptive or resolve_device(config) is not Device.CPU:
+        return (config.num_threads or num_cores,)
+    return (num_cores, num_cores // 2)
+
+
+def thread_use(session: Session) -> ThreadUse | None:
+    """Return how a session chose its threads; None when it has no choice."""
+    return session.thread_use if isinstance(session, AdaptiveSession) else None
+
+
+class AdaptiveSession:
+    """Sessions of one graph that differ only in their threads; each run takes the one that is fastest now.
+
+    Runs are of one kind when the first input of the graph has about the same shape. For one thread at a time.
+    """
+
+    def __init__(
+        self, variants: Mapping[int, Session], *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._thread_counts = tuple(variants)
+        self._variants = tuple(variants.values())
+        self._first_input = self._variants[0].inputs[0].name if self._variants[0].inputs else ""
+        self._choice = ThreadChoice(len(self._variants))
+        self._num_runs = [0] * len(self._variants)
+        self._clock = clock
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        return self._variants[0].inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        return self._variants[0].outputs
+
+    @property
+    def execution_provider(self) -> str:
+        return self._variants[0].execution_provider
+
+    @property
+    def thread_use(self) -> ThreadUse:
+        """How the threads were chosen so far."""
+        num_runs = dict(zip(self._thread_counts, self._num_runs, strict=True))
+        return ThreadUse(num_runs, self._choice.num_trials, self._choice.num_changes)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        first = feeds.get(self._first_input)
+        shape = () if first is None else first.shape
+        return self.timed(shape, lambda variant: self._variants[variant].run(feeds))
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
+        """Allocate in host memory, which every variant can bind."""
+        return self._variants[0].allocate(shape, dtype)
+
+    def bind(self) -> Binding:
+        bindings = [variant.bind() for variant in self._variants]
+        return _AdaptiveBinding(self, bindings, first_input=self._first_input)
+
+    def timed(self, shape: tuple[int, ...], run: Callable[[int], T]) -> T:
+        """Run the variant of choice for a first input of this shape, and learn from the time it takes."""
+        kind, started_s = kind_of(shape), self._clock()
+        variant = self._choice.choose(kind, started_s)
+        result = run(variant)
+        now_s = self._clock()
+        self._num_runs[variant] += 1
+        num_units = max(1, math.prod(shape))
+        self._choice.observe(kind, seconds=now_s - started_s, num_units=num_units, now_s=now_s)
+        return result
+
+
+class _AdaptiveBinding:
+    """One binding for each variant, all bound to the same memory."""
+
+    def __init__(self, session: AdaptiveSession, bindings: Sequence[Binding], *, first_input: str) -> None:
+        self._session = session
+        self._bindings = bindings
+        self._first_input = first_input
+        self._shape: tuple[int, ...] = ()
+
+    def bind_input(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        if name == self._first_input:
+            self._shape = value.shape
+        for binding in self._bindings:
+            binding.bind_input(name, value)
+
+    def bind_output(self, name: str, value: NDArray[Any] | BufferView) -> None:
+        for binding in self._bindings:
+            binding.bind_output(name, value)
+
+    def run(self) -> None:
+        self._session.timed(self._shape, lambda variant: self._bindings[variant].run())
+
+
+def kind_of(shape: tuple[int, ...]) -> Hashable:
+    """Return the same for shapes whose sides are about as long: exact up to 4, then two steps an octave."""
+    return tuple(side if side <= 4 else math.ceil(2 * math.log2(side)) for side in shape)
