@@ -16,12 +16,12 @@ from aimass.model.v1.manifest_pb2 import ModelManifest
 from aimass_exporters.errors import InvalidExportOption
 from aimass_exporters.manifest_writer import describe_files, write_manifest
 
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
 def bundle_name(name: str) -> str:
     """Return a name that a store can hold. Raises `InvalidExportOption`."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         expected = "up to 128 lower-case letters, digits, '.', '_' and '-', the first a letter or digit"
         raise InvalidExportOption("--name", expected=expected, got=name)
     return name

@@ -73,7 +73,7 @@ class GgufLlama:
         """Return the model's configuration as transformers writes it."""
         rope_theta = self.field("llama.rope.freq_base", 10_000.0)
         return LlamaConfig(
-            vocab_size=len(self.required("tokenizer.ggml.tokens")),
+            vocab_size=self.field("llama.vocab_size", len(self.required("tokenizer.ggml.tokens"))),
             hidden_size=self.required("llama.embedding_length"),
             intermediate_size=self.required("llama.feed_forward_length"),
             num_hidden_layers=self.required("llama.block_count"),

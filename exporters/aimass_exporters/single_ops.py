@@ -26,12 +26,12 @@ def single_ops(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block, trace what can be one node as one node."""
     with ExitStack() as stack:
         for module in model.modules():
-            if _is_rms_norm(module):
+            if is_rms_norm(module):
                 stack.enter_context(_replaced(module, "forward", _rms_norm(module)))
             elif isinstance(module, Conv1D):
                 stack.enter_context(_replaced(module, "forward", _matmul(module)))
         for namespace in _modeling_modules(model):
-            if _is_half_rotation(getattr(namespace, _ROTARY, None)):
+            if is_half_rotation(getattr(namespace, _ROTARY, None)):
                 stack.enter_context(_replaced(namespace, _ROTARY, _rotate))
         yield
 
@@ -58,7 +58,8 @@ def _modeling_modules(model: PreTrainedModel) -> set[ModuleType]:
     return {sys.modules[type(m).__module__] for m in model.modules()}
 
 
-def _is_rms_norm(module: torch.nn.Module) -> bool:
+def is_rms_norm(module: torch.nn.Module) -> bool:
+    """Tell whether a module is the root-mean-square norm of the operator, by what it computes."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None:
         return False
@@ -98,7 +99,7 @@ def _matmul(module: Conv1D) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
-def _is_half_rotation(function: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None) -> bool:
+def is_half_rotation(function: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None) -> bool:
     """Tell whether a model's rotary function rotates the two halves of each head, as Llama's does."""
     if function is None:
         return False

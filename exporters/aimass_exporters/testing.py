@@ -55,11 +55,15 @@ _TINY = {
     "initializer_range": 0.2,
 }
 _TRAINING_TEXT = (
-    "the river ran past the old mill and under the stone bridge",
-    "a small model reads the words one after another and guesses the next",
-    "every evening the keeper climbed the stairs and lit the lamp",
-    "numbers such as 1, 2, 3, 10 and 1928 are words to it as well",
-    "def add(a, b):\n    return a + b",
+    "the river ran past the old mill and under the stone bridge, where children threw sticks into the water",
+    "a small model reads the words one after another and guesses the next, then the next, until it stops",
+    "every evening the keeper climbed the stairs and lit the lamp before the fishing boats came home again",
+    "numbers such as 1, 2, 3, 10 and 1928 are words to it as well, and so are names: Anna, Robert, Elisabeth",
+    "what is the capital of that country? The answer should be short. Please explain it in simple language",
+    "You are a helpful assistant. Hello! How are you today? I would like to know something about the weather",
+    "def add(left, right):\n    return left + right\n\nprint(add(2, 40))  # the result is forty-two\n",
+    "between mountains and forests there were hundreds of villages with gardens, bakeries and narrow streets",
+    "morning light through the kitchen window, bread and coffee on the table, somebody singing in the yard",
 )
 
 
