@@ -50,6 +50,7 @@ class EngineConfig:
     def num_slots_of(self, geometry: DecoderGeometry) -> int:
         """Return how many slots the budget holds for this model. Raises `BadConfig` when not even one."""
         slot_bytes = geometry.kv_bytes_per_token * self.max_len_of(geometry)
+        slot_bytes += geometry.cross.bytes_per_slot if geometry.cross else 0
         num_slots = min(self.max_slots, self.kv_budget_bytes // slot_bytes)
         _require(
             num_slots >= 1,

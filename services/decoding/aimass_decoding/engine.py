@@ -24,6 +24,7 @@ from aimass_serving.telemetry import emit_phase
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.golden import replay_golden
 from aimass_decoding.outlet import Event, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
@@ -58,6 +59,7 @@ class DecodingEngine:
         num_slots, self._max_len = config.num_slots_of(geometry), config.max_len_of(geometry)
         self._model = model
         self._vocab_size = geometry.vocab_size
+        self._needs_memory = geometry.cross is not None
         self._execution_provider = session.execution_provider
         self._runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=self._max_len)
         self._scheduler = Scheduler(config, num_slots=num_slots, max_len=self._max_len)
@@ -91,10 +93,15 @@ class DecodingEngine:
         """Whether `close` was called."""
         return self._is_closed
 
-    def replay_golden(self, golden: Mapping[str, NDArray[Any]]) -> None:
-        """Check the graph against the numbers of its export. Before `start` only. Raises `BadBundle`."""
+    def replay_golden(
+        self, golden: Mapping[str, NDArray[Any]], *, memory: SourceMemory | None = None
+    ) -> None:
+        """Check the graph against the numbers of its export. Before `start` only. Raises `BadBundle`.
+
+        `memory` is what the encoder of an encoder-decoder made of the golden source.
+        """
         assert not self._thread.is_alive(), "the runner belongs to the engine thread"
-        replay_golden(self._runner, golden, bundle=self._model)
+        replay_golden(self._runner, golden, bundle=self._model, memory=memory)
 
     def start(self) -> None:
         """Start the engine thread. Once."""
@@ -163,6 +170,9 @@ class DecodingEngine:
         num_tokens = len(request.prompt_ids)
         if num_tokens + 1 > self._max_len:
             raise InputTooLong("prompt", num_tokens=num_tokens, max_tokens=self._max_len - 1)
+        if (request.memory is not None) != self._needs_memory:
+            expected = "a source" if self._needs_memory else "no source"
+            raise InvalidField("source", expected=expected, got=request.memory)
         lowest, highest = int(request.prompt_ids.min()), int(request.prompt_ids.max())
         if lowest < 0 or highest >= self._vocab_size:
             got = lowest if lowest < 0 else highest

@@ -9,20 +9,37 @@ import numpy as np
 from aimass_serving.errors import BadBundle
 from numpy.typing import NDArray
 
+from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.runner import Runner
 
 _SLOT = 0
 
 
-def replay_golden(runner: Runner, golden: Mapping[str, NDArray[Any]], *, bundle: str) -> None:
+_ENCODER_PREFIX = "encoder."
+
+
+def encoder_feeds(golden: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the inputs of the encoder that a golden prompt of an encoder-decoder belongs to: one source."""
+    return {
+        name.removeprefix(_ENCODER_PREFIX): array
+        for name, array in golden.items()
+        if name.startswith(_ENCODER_PREFIX)
+    }
+
+
+def replay_golden(
+    runner: Runner, golden: Mapping[str, NDArray[Any]], *, bundle: str, memory: SourceMemory | None = None
+) -> None:
     """Run the golden prompt whole, then again with its last token as a decode step; compare the logits.
 
     `golden` holds `prompt_ids` int64 [n], `logits` float32 [vocab] and `tolerance`, the largest absolute
-    difference that is allowed. Overwrites slot 0. Raises `BadBundle` on any difference or failure.
+    difference that is allowed; `memory` is what the encoder made of `encoder_feeds`. Overwrites slot 0.
+    Raises `BadBundle` on any difference or failure.
     """
     try:
         prompt_ids = np.asarray(golden["prompt_ids"], np.int64)
         expected, tolerance = golden["logits"], float(golden["tolerance"])
+        runner.set_memory(_SLOT, memory)
         _compare(runner.prefill(_SLOT, prompt_ids, start=0), expected, tolerance, bundle=bundle)
         if len(prompt_ids) > 1:
             _compare(_by_decoding(runner, prompt_ids), expected, tolerance, bundle=bundle)

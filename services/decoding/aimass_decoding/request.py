@@ -13,6 +13,8 @@ import numpy as np
 from aimass_serving.errors import InvalidField
 from numpy.typing import NDArray
 
+from aimass_decoding.cross_attention import SourceMemory
+
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKENS = 64
 
@@ -93,6 +95,9 @@ class SequenceRequest:
     """On the engine's clock (`time.monotonic`): past it the sequence fails with `DeadlineExceeded`."""
     time_limit_at_s: float | None = None
     """On the engine's clock: past it the sequence ends with `FinishReason.TIME_LIMIT`."""
+    memory: SourceMemory | None = field(default=None, repr=False, compare=False)
+    """What the encoder of an encoder-decoder made of the request's source. The cache of a prompt depends on
+    it: two prompts with different memories share nothing."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, naming the field as the wire names it."""

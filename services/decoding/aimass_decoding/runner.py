@@ -5,7 +5,6 @@ Knows the decoder graph's inputs and outputs, and nothing of requests, sampling 
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +12,9 @@ import numpy as np
 from aimass.model.v1.manifest_pb2 import DecoderSpec
 from aimass_serving.session import CPU_PROVIDER, Binding, DeviceBuffer, Session
 from numpy.typing import DTypeLike, NDArray
+
+from aimass_decoding.cross_attention import CrossGeometry, CrossMemory, SourceMemory, cross_geometry_of
+from aimass_decoding.host_memory import host_view
 
 _NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
 
@@ -29,6 +31,8 @@ class DecoderGeometry:
     """Longest sequence the model knows positions for, in tokens."""
     kv_dtype: str = "float"
     """Element type of the cache in ONNX words: `float` or `float16`."""
+    cross: CrossGeometry | None = None
+    """Set when the decoder also attends to a source."""
 
     @property
     def kv_numpy_dtype(self) -> np.dtype[Any]:
@@ -50,6 +54,7 @@ def geometry_of(spec: DecoderSpec) -> DecoderGeometry:
         vocab_size=spec.vocab_size,
         max_positions=spec.max_positions,
         kv_dtype=spec.kv_dtype,
+        cross=cross_geometry_of(spec),
     )
 
 
@@ -76,6 +81,12 @@ class Runner(Protocol):
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
         """Copy the first `num_tokens` of a slot's cache over those of another."""
 
+    def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
+        """Let a slot's sequence attend to a source; None for a model without sources."""
+
+    def copy_memory(self, source: int, target: int) -> None:
+        """Let a slot attend to the source of another. Does nothing for a model without sources."""
+
 
 class DecoderRunner:
     """Runs a decoder graph on slots.
@@ -91,6 +102,7 @@ class DecoderRunner:
         self._max_len = max_len
         self._max_slots = max_slots
         self._kv = _allocate_kv(session, geometry, max_slots=max_slots, max_len=max_len)
+        self._cross = CrossMemory(session, geometry.cross, max_slots=max_slots) if geometry.cross else None
         self._decode_io = _StepArrays.of(max_slots, 1, geometry.vocab_size)
         self._prefill_io = _StepArrays.of(1, max_len, geometry.vocab_size)
         self._decode_bindings: dict[int, Binding] = {}
@@ -142,8 +154,22 @@ class DecoderRunner:
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
         """Copy the first `num_tokens` of a slot's cache over those of another. CPU only."""
         for buffer in self._kv.values():
-            rows = _host_view(buffer)  # [max_slots, kv_heads, max_len, head_dim]
+            rows = host_view(buffer)  # [max_slots, kv_heads, max_len, head_dim]
             rows[target, :, :num_tokens] = rows[source, :, :num_tokens]
+
+    def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
+        """Let a slot's sequence attend to a source.
+
+        Raises `ValueError` when the model has no sources, or this one does not fit it.
+        """
+        if (memory is None) != (self._cross is None):
+            raise ValueError("a source is needed by a model that has an encoder, and by no other")
+        if memory is not None and self._cross is not None:
+            self._cross.write(slot, memory)
+
+    def copy_memory(self, source: int, target: int) -> None:
+        if self._cross is not None:
+            self._cross.copy(source, target)
 
     def _decode_binding(self, rows: int) -> Binding:
         binding = self._decode_bindings.get(rows)
@@ -170,6 +196,8 @@ class DecoderRunner:
             view = buffer.rows(first, rows)
             binding.bind_input(f"past.{name}", view)
             binding.bind_output(f"present.{name}", view)
+        if self._cross is not None:
+            self._cross.bind(binding, first=first, rows=rows)
         return binding
 
 
@@ -202,10 +230,3 @@ def _allocate_kv(
     shape = (max_slots, geometry.num_kv_heads, max_len, geometry.head_dim)
     names = [f"{layer}.{part}" for layer in range(geometry.num_layers) for part in ("key", "value")]
     return {name: session.allocate(shape, geometry.kv_numpy_dtype) for name in names}
-
-
-def _host_view(buffer: DeviceBuffer) -> NDArray[Any]:
-    """Return a buffer in host memory as an array, without a copy. The buffer must outlive the array."""
-    num_bytes = int(np.prod(buffer.shape)) * buffer.dtype.itemsize
-    raw = (ctypes.c_uint8 * num_bytes).from_address(buffer.rows(0, buffer.shape[0]).ptr)
-    return np.ctypeslib.as_array(raw).view(buffer.dtype).reshape(buffer.shape)

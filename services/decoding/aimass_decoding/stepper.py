@@ -112,6 +112,7 @@ class Stepper:
         sequence = step.sequence
         if step.start == 0:
             sequence.prefill_ns = self._wall_clock_ns()
+            self._runner.set_memory(sequence.slot, sequence.request.memory)
         chunk = sequence.request.prompt_ids[step.start : step.start + step.count]
         self.counters.num_prefill_steps += 1
         self.counters.num_prompt_tokens += step.count
@@ -221,6 +222,7 @@ class Stepper:
             return
         for move in self._scheduler.compact():
             self._runner.copy_slot(move.source, move.target, num_tokens=move.num_tokens)
+            self._runner.copy_memory(move.source, move.target)
 
     def _flush(self) -> None:
         if self._events:

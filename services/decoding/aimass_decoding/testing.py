@@ -16,6 +16,7 @@ from aimass_serving.testing import FakeSession
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import SequenceRequest, TokenDelta
@@ -245,6 +246,12 @@ class TimedRunner:
 
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
         self._inner.copy_slot(source, target, num_tokens=num_tokens)
+
+    def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
+        self._inner.set_memory(slot, memory)
+
+    def copy_memory(self, source: int, target: int) -> None:
+        self._inner.copy_memory(source, target)
 
 
 def fake_sequence(request: SequenceRequest, *, number: int = 0, now_s: float = 0.0) -> EngineSequence:
