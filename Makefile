@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 STAMPS := $(VENV)/.stamps
-MEMBERS := clients/python services/serving services/decoding services/generation services/encoder exporters
+MEMBERS := clients/python services/serving services/decoding services/generation services/encoder services/speech exporters
 PYPROJECTS := $(MEMBERS:%=%/pyproject.toml)
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -129,7 +129,7 @@ protos: setup ## Regenerate all code of the protos; refuses a change that breaks
 .PHONY: images
 images: ## Build the container image of each service (RUNTIME=cpu|cuda); needs a Docker engine
 	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers here: start one, then run make images again (make check still lints the recipes)" >&2; exit 1; }
-	@for service in generation encoder; do \
+	@for service in generation encoder speech; do \
 	  echo "==> aimass-$$service:$(RUNTIME)"; \
 	  docker build --build-arg RUNTIME=$(RUNTIME) --file deploy/$$service/Dockerfile --tag aimass-$$service:$(RUNTIME) .; \
 	done

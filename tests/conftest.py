@@ -114,3 +114,9 @@ def minilm_model() -> Oracle:
 
     loaded = load_sentence_encoder(resolve_source("all-minilm-l6-v2", SilentProgress()))
     return loaded.model, loaded.text.tokenizer
+
+
+@pytest.fixture(scope="session")
+def silero_store() -> Path:
+    """A store with the real `silero-vad`."""
+    return _store("silero-vad", "silero-vad")

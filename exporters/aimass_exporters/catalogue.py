@@ -16,6 +16,7 @@ class TaskName(StrEnum):
 
     TEXT_GENERATION = "text-generation"
     EMBEDDING = "embedding"
+    VOICE_ACTIVITY_DETECTION = "voice-activity-detection"
 
 
 class Reader(StrEnum):
@@ -27,6 +28,8 @@ class Reader(StrEnum):
     """One GGUF file of a Llama model, tokenizer and chat template inside."""
     GLASS = "glass"
     """glassllm's NumPy archive: a Llama shape with interleaved rotation."""
+    SILERO = "silero"
+    """Silero's folder: the detector as ONNX graphs and as TorchScript."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="bert",
             licence="Apache-2.0",
             summary="English sentence embeddings, 384 dimensions, 23M parameters",
+        ),
+        CatalogueEntry(
+            name="silero-vad",
+            package_name="silero-vad",
+            path="silero_vad/data",
+            reader=Reader.SILERO,
+            task=TaskName.VOICE_ACTIVITY_DETECTION,
+            family="silero-vad",
+            licence="MIT",
+            summary="where the speech is in audio, any language, 16 kHz in frames of 32 ms, 0.3M parameters",
         ),
     )
 }

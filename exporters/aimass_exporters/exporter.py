@@ -19,6 +19,7 @@ from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress, SilentProgress
 from aimass_exporters.sentence_encoder import load_sentence_encoder
 from aimass_exporters.source import Source, resolve_source
+from aimass_exporters.voice_activity import build_detector
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
         built = build_decoder(lm, draft, precision=plan.precision, held_out=held_out, progress=progress)
         built.family = lm.model.config.model_type
         return built
+    if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
+        return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
     encoder = load_sentence_encoder(plan.source)
     built = build_encoder(encoder, draft, precision=plan.precision, held_out=held_out, progress=progress)
     built.family = encoder.model.config.model_type

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("generation", "encoder")
+SERVICES = ("generation", "encoder", "speech")
 TRAINING_STACK = {
     "torch",
     "transformers",

@@ -36,6 +36,20 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Turn speech into text (encoder-decoder models that read a spectrogram)."""
     TASK_TEXT2TEXT_GENERATION: _Task.ValueType  # 4
     """Turn a text into another: translate it, or summarise it (encoder-decoder models)."""
+    TASK_VOICE_ACTIVITY_DETECTION: _Task.ValueType  # 5
+    """Tell where the speech is in audio."""
+    TASK_TEXT_CLASSIFICATION: _Task.ValueType  # 6
+    """Give a text, or a pair of texts, one label or several."""
+    TASK_TOKEN_CLASSIFICATION: _Task.ValueType  # 7
+    """Give each token of a text a label (names, parts of speech, segments)."""
+    TASK_FILL_MASK: _Task.ValueType  # 8
+    """Fill the masked places of a text."""
+    TASK_QUESTION_ANSWERING: _Task.ValueType  # 9
+    """Find the answer to a question in a text."""
+    TASK_NEXT_SENTENCE_PREDICTION: _Task.ValueType  # 10
+    """Tell whether a text follows another."""
+    TASK_SPARSE_EMBEDDING: _Task.ValueType  # 11
+    """Turn text into weights of the words of a vocabulary (SPLADE)."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is what a model is for."""
@@ -50,6 +64,20 @@ TASK_SPEECH_RECOGNITION: Task.ValueType  # 3
 """Turn speech into text (encoder-decoder models that read a spectrogram)."""
 TASK_TEXT2TEXT_GENERATION: Task.ValueType  # 4
 """Turn a text into another: translate it, or summarise it (encoder-decoder models)."""
+TASK_VOICE_ACTIVITY_DETECTION: Task.ValueType  # 5
+"""Tell where the speech is in audio."""
+TASK_TEXT_CLASSIFICATION: Task.ValueType  # 6
+"""Give a text, or a pair of texts, one label or several."""
+TASK_TOKEN_CLASSIFICATION: Task.ValueType  # 7
+"""Give each token of a text a label (names, parts of speech, segments)."""
+TASK_FILL_MASK: Task.ValueType  # 8
+"""Fill the masked places of a text."""
+TASK_QUESTION_ANSWERING: Task.ValueType  # 9
+"""Find the answer to a question in a text."""
+TASK_NEXT_SENTENCE_PREDICTION: Task.ValueType  # 10
+"""Tell whether a text follows another."""
+TASK_SPARSE_EMBEDDING: Task.ValueType  # 11
+"""Turn text into weights of the words of a vocabulary (SPLADE)."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Precision:
@@ -112,6 +140,34 @@ POOLING_LAST: Pooling.ValueType  # 3
 """The vector of the last token that is not padding."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
+class _ProblemType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProblemTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProblemType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROBLEM_TYPE_UNSPECIFIED: _ProblemType.ValueType  # 0
+    """Not a classifier."""
+    PROBLEM_TYPE_SINGLE_LABEL: _ProblemType.ValueType  # 1
+    """Exactly one label is right: softmax."""
+    PROBLEM_TYPE_MULTI_LABEL: _ProblemType.ValueType  # 2
+    """Any number of labels is right: a sigmoid each."""
+    PROBLEM_TYPE_REGRESSION: _ProblemType.ValueType  # 3
+    """Logits are the answer, such as the relevance that a cross-encoder gives."""
+
+class ProblemType(_ProblemType, metaclass=_ProblemTypeEnumTypeWrapper):
+    """ProblemType says how the logits of a classifier become scores."""
+
+PROBLEM_TYPE_UNSPECIFIED: ProblemType.ValueType  # 0
+"""Not a classifier."""
+PROBLEM_TYPE_SINGLE_LABEL: ProblemType.ValueType  # 1
+"""Exactly one label is right: softmax."""
+PROBLEM_TYPE_MULTI_LABEL: ProblemType.ValueType  # 2
+"""Any number of labels is right: a sigmoid each."""
+PROBLEM_TYPE_REGRESSION: ProblemType.ValueType  # 3
+"""Logits are the answer, such as the relevance that a cross-encoder gives."""
+Global___ProblemType: _TypeAlias = ProblemType  # noqa: Y015
+
 @_typing.final
 class ModelManifest(_message.Message):
     """ModelManifest describes a bundle: `manifest.json` in the bundle's folder is this message as JSON."""
@@ -156,6 +212,7 @@ class ModelManifest(_message.Message):
     EXPORTED_AT_FIELD_NUMBER: _builtins.int
     SPEECH_RECOGNITION_FIELD_NUMBER: _builtins.int
     TEXT2TEXT_FIELD_NUMBER: _builtins.int
+    VOICE_ACTIVITY_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -212,6 +269,10 @@ class ModelManifest(_message.Message):
     def text2text(self) -> Global___Text2TextSpec:
         """Optional. Set when the model turns a text into another."""
 
+    @_builtins.property
+    def voice_activity(self) -> Global___VoiceActivitySpec:
+        """Optional. Set when the model finds speech."""
+
     def __init__(
         self,
         *,
@@ -233,10 +294,11 @@ class ModelManifest(_message.Message):
         exported_at: _timestamp_pb2.Timestamp | None = ...,
         speech_recognition: Global___SpeechRecognitionSpec | None = ...,
         text2text: Global___Text2TextSpec | None = ...,
+        voice_activity: Global___VoiceActivitySpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "text2text", b"text2text", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,7 +316,9 @@ class Graph(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Required. What the graph does: `decoder`, `encoder`, or `aligner` (which source position each token looks at)."""
+    """Required. What the graph does: `decoder`, `encoder`, `aligner` (which source position each token looks at),
+    `detector` (a frame of audio of each of several streams) or `sequence_detector` (many frames of one).
+    """
     file: _builtins.str
     """Required. File of the graph, relative to the bundle."""
     @_builtins.property
@@ -572,6 +636,40 @@ class SpeechRecognitionSpec(_message.Message):
 Global___SpeechRecognitionSpec: _TypeAlias = SpeechRecognitionSpec  # noqa: Y015
 
 @_typing.final
+class VoiceActivitySpec(_message.Message):
+    """VoiceActivitySpec is what the service must know to cut audio into a detector's frames."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
+    FRAME_SAMPLES_FIELD_NUMBER: _builtins.int
+    CONTEXT_SAMPLES_FIELD_NUMBER: _builtins.int
+    STATE_SIZE_FIELD_NUMBER: _builtins.int
+    sample_rate_hz: _builtins.int
+    """Required. Samples a second of the audio."""
+    frame_samples: _builtins.int
+    """Required. New samples in one frame."""
+    context_samples: _builtins.int
+    """Required. Samples of the frame before that are put in front of each frame."""
+    state_size: _builtins.int
+    """Required. Numbers in each of the two states a stream carries from frame to frame."""
+    def __init__(
+        self,
+        *,
+        sample_rate_hz: _builtins.int = ...,
+        frame_samples: _builtins.int = ...,
+        context_samples: _builtins.int = ...,
+        state_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_samples", b"context_samples", "frame_samples", b"frame_samples", "sample_rate_hz", b"sample_rate_hz", "state_size", b"state_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VoiceActivitySpec: _TypeAlias = VoiceActivitySpec  # noqa: Y015
+
+@_typing.final
 class AlignmentHead(_message.Message):
     """AlignmentHead is one cross-attention head of a decoder."""
 
@@ -716,7 +814,7 @@ Global___GenerationDefaults: _TypeAlias = GenerationDefaults  # noqa: Y015
 
 @_typing.final
 class EncoderSpec(_message.Message):
-    """EncoderSpec is what the engine must know to turn an encoder's output into vectors."""
+    """EncoderSpec is what the engine must know to turn an encoder's output into vectors, labels or words."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -745,17 +843,34 @@ class EncoderSpec(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PROBLEM_TYPE_FIELD_NUMBER: _builtins.int
+    MASK_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     hidden_size: _builtins.int
     """Required. Numbers in a token vector."""
     max_tokens: _builtins.int
     """Required. Longest input in tokens, special tokens included."""
     pooling: Global___Pooling.ValueType
-    """Required. How token vectors become one vector."""
+    """Optional. Embedding: how token vectors become one vector."""
     normalize: _builtins.bool
     """Required. Whether vectors are scaled to length 1 unless a request says otherwise."""
+    problem_type: Global___ProblemType.ValueType
+    """Optional. Classification: how logits become scores."""
+    mask_token_id: _builtins.int
+    """Optional. Masked language models: the token that marks a place to fill."""
+    vocab_size: _builtins.int
+    """Optional. Masked language models: numbers in the logits of one place."""
+    threshold: _builtins.float
+    """Optional. Sequence classification: scores of at least this are a positive answer, unless a request says otherwise."""
     @_builtins.property
     def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional. Named prompts that are put before a text, such as `query`."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Classification: the labels in the order of the graph's logits."""
 
     def __init__(
         self,
@@ -765,12 +880,24 @@ class EncoderSpec(_message.Message):
         pooling: Global___Pooling.ValueType = ...,
         normalize: _builtins.bool = ...,
         prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        problem_type: Global___ProblemType.ValueType = ...,
+        mask_token_id: _builtins.int | None = ...,
+        vocab_size: _builtins.int = ...,
+        threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "mask_token_id", b"mask_token_id", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_size", b"hidden_size", "max_tokens", b"max_tokens", "normalize", b"normalize", "pooling", b"pooling", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "hidden_size", b"hidden_size", "labels", b"labels", "mask_token_id", b"mask_token_id", "max_tokens", b"max_tokens", "normalize", b"normalize", "pooling", b"pooling", "problem_type", b"problem_type", "prompts", b"prompts", "threshold", b"threshold", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
+    _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_token_id) -> _WhichOneofReturnType__mask_token_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___EncoderSpec: _TypeAlias = EncoderSpec  # noqa: Y015
 

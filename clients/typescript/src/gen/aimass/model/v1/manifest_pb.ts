@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/model/v1/manifest.proto.
  */
 export const file_aimass_model_v1_manifest: GenFile = /*@__PURE__*/
-  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSL7BQoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjGjAKDlRvb2xjaGFpbkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilQEKBUdyYXBoEgwKBHJvbGUYASABKAkSDAoEZmlsZRgCIAEoCRIrCgZpbnB1dHMYAyADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIsCgdvdXRwdXRzGAQgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSFQoNZXh0ZXJuYWxfZGF0YRgFIAMoCSI4CgpUZW5zb3JTcGVjEgwKBG5hbWUYASABKAkSDQoFZHR5cGUYAiABKAkSDQoFc2hhcGUYAyADKAkiPgoKQnVuZGxlRmlsZRIMCgRwYXRoGAEgASgJEg4KBnNoYTI1NhgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDIpICCgtEZWNvZGVyU3BlYxISCgpudW1fbGF5ZXJzGAEgASgFEhQKDG51bV9rdl9oZWFkcxgCIAEoBRIQCghoZWFkX2RpbRgDIAEoBRISCgp2b2NhYl9zaXplGAQgASgFEhUKDW1heF9wb3NpdGlvbnMYBSABKAUSEAoIa3ZfZHR5cGUYBiABKAkSFQoNZW9zX3Rva2VuX2lkcxgHIAMoBRI1CghkZWZhdWx0cxgIIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5HZW5lcmF0aW9uRGVmYXVsdHMSPAoPY3Jvc3NfYXR0ZW50aW9uGAkgASgLMiMuYWltYXNzLm1vZGVsLnYxLkNyb3NzQXR0ZW50aW9uU3BlYyJXChJDcm9zc0F0dGVudGlvblNwZWMSEQoJbnVtX2hlYWRzGAEgASgFEhAKCGhlYWRfZGltGAIgASgFEhwKFG1heF9zb3VyY2VfcG9zaXRpb25zGAMgASgFIr4FChVTcGVlY2hSZWNvZ25pdGlvblNwZWMSFAoMbnVtX21lbF9iaW5zGAEgASgFEhYKDnNhbXBsZV9yYXRlX2h6GAIgASgFEhAKCHdpbmRvd19zGAMgASgFEhMKC2hvcF9zYW1wbGVzGAQgASgFEhMKC2ZmdF9zYW1wbGVzGAUgASgFEh0KFW1lbF9jb2x1bW5zX3Blcl9mcmFtZRgGIAEoBRIeChZzdGFydF9vZl90cmFuc2NyaXB0X2lkGAcgASgFEhYKDmVuZF9vZl90ZXh0X2lkGAggASgFEhwKFHN0YXJ0X29mX3ByZXZpb3VzX2lkGAkgASgFEhQKDG5vX3NwZWVjaF9pZBgKIAEoBRIYChBub190aW1lc3RhbXBzX2lkGAsgASgFEhoKEnRpbWVzdGFtcF9iZWdpbl9pZBgMIAEoBRIZChF0aW1lc3RhbXBfc3RlcF9tcxgNIAEoBRIaCg10cmFuc2NyaWJlX2lkGA4gASgFSACIAQESGQoMdHJhbnNsYXRlX2lkGA8gASgFSAGIAQESFwoPaXNfbXVsdGlsaW5ndWFsGBAgASgIEk0KDGxhbmd1YWdlX2lkcxgRIAMoCzI3LmFpbWFzcy5tb2RlbC52MS5TcGVlY2hSZWNvZ25pdGlvblNwZWMuTGFuZ3VhZ2VJZHNFbnRyeRIUCgxzdXBwcmVzc19pZHMYEiADKAUSGgoSYmVnaW5fc3VwcHJlc3NfaWRzGBMgAygFEjcKD2FsaWdubWVudF9oZWFkcxgUIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5BbGlnbm1lbnRIZWFkGjIKEExhbmd1YWdlSWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgFOgI4AUIQCg5fdHJhbnNjcmliZV9pZEIPCg1fdHJhbnNsYXRlX2lkIiwKDUFsaWdubWVudEhlYWQSDQoFbGF5ZXIYASABKAUSDAoEaGVhZBgCIAEoBSLMAQoNVGV4dDJUZXh0U3BlYxIZChFtYXhfc291cmNlX3Rva2VucxgBIAEoBRIZChFkZWNvZGVyX3N0YXJ0X2lkcxgCIAMoBRIaCg1mb3JjZWRfZW9zX2lkGAMgASgFSACIAQESFAoMc3VwcHJlc3NfaWRzGAQgAygFEhEKCW51bV9iZWFtcxgFIAEoBRIWCg5sZW5ndGhfcGVuYWx0eRgGIAEoAhIWCg5lYXJseV9zdG9wcGluZxgHIAEoCEIQCg5fZm9yY2VkX2Vvc19pZCKAAgoSR2VuZXJhdGlvbkRlZmF1bHRzEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESGwoObWF4X25ld190b2tlbnMYBiABKAVIBYgBAUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIRCg9fbWF4X25ld190b2tlbnMi4AEKC0VuY29kZXJTcGVjEhMKC2hpZGRlbl9zaXplGAEgASgFEhIKCm1heF90b2tlbnMYAiABKAUSKQoHcG9vbGluZxgDIAEoDjIYLmFpbWFzcy5tb2RlbC52MS5Qb29saW5nEhEKCW5vcm1hbGl6ZRgEIAEoCBI6Cgdwcm9tcHRzGAUgAygLMikuYWltYXNzLm1vZGVsLnYxLkVuY29kZXJTcGVjLlByb21wdHNFbnRyeRouCgxQcm9tcHRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLQAQoNVG9rZW5pemVyU3BlYxIMCgRmaWxlGAEgASgJEhQKDHBhZF90b2tlbl9pZBgCIAEoBRIaChJjaGF0X3RlbXBsYXRlX2ZpbGUYAyABKAkSSQoOc3BlY2lhbF90b2tlbnMYBCADKAsyMS5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYy5TcGVjaWFsVG9rZW5zRW50cnkaNAoSU3BlY2lhbFRva2Vuc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUwoMUGFyaXR5UmVjb3JkEhEKCXJlZmVyZW5jZRgBIAEoCRIwCghtZWFzdXJlcxgCIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlIuoBCg1QYXJpdHlNZWFzdXJlEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAESDQoFYm91bmQYAyABKAESPQoKY29tcGFyaXNvbhgEIAEoDjIpLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlLkNvbXBhcmlzb24SEwoLbnVtX3NhbXBsZXMYBSABKAUiWQoKQ29tcGFyaXNvbhIaChZDT01QQVJJU09OX1VOU1BFQ0lGSUVEEAASFgoSQ09NUEFSSVNPTl9BVF9NT1NUEAESFwoTQ09NUEFSSVNPTl9BVF9MRUFTVBACKoYBCgRUYXNrEhQKEFRBU0tfVU5TUEVDSUZJRUQQABIYChRUQVNLX1RFWFRfR0VORVJBVElPThABEhIKDlRBU0tfRU1CRURESU5HEAISGwoXVEFTS19TUEVFQ0hfUkVDT0dOSVRJT04QAxIdChlUQVNLX1RFWFQyVEVYVF9HRU5FUkFUSU9OEAQqdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQA2IGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSK3BgoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjEjoKDnZvaWNlX2FjdGl2aXR5GBMgASgLMiIuYWltYXNzLm1vZGVsLnYxLlZvaWNlQWN0aXZpdHlTcGVjGjAKDlRvb2xjaGFpbkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilQEKBUdyYXBoEgwKBHJvbGUYASABKAkSDAoEZmlsZRgCIAEoCRIrCgZpbnB1dHMYAyADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIsCgdvdXRwdXRzGAQgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSFQoNZXh0ZXJuYWxfZGF0YRgFIAMoCSI4CgpUZW5zb3JTcGVjEgwKBG5hbWUYASABKAkSDQoFZHR5cGUYAiABKAkSDQoFc2hhcGUYAyADKAkiPgoKQnVuZGxlRmlsZRIMCgRwYXRoGAEgASgJEg4KBnNoYTI1NhgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDIpICCgtEZWNvZGVyU3BlYxISCgpudW1fbGF5ZXJzGAEgASgFEhQKDG51bV9rdl9oZWFkcxgCIAEoBRIQCghoZWFkX2RpbRgDIAEoBRISCgp2b2NhYl9zaXplGAQgASgFEhUKDW1heF9wb3NpdGlvbnMYBSABKAUSEAoIa3ZfZHR5cGUYBiABKAkSFQoNZW9zX3Rva2VuX2lkcxgHIAMoBRI1CghkZWZhdWx0cxgIIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5HZW5lcmF0aW9uRGVmYXVsdHMSPAoPY3Jvc3NfYXR0ZW50aW9uGAkgASgLMiMuYWltYXNzLm1vZGVsLnYxLkNyb3NzQXR0ZW50aW9uU3BlYyJXChJDcm9zc0F0dGVudGlvblNwZWMSEQoJbnVtX2hlYWRzGAEgASgFEhAKCGhlYWRfZGltGAIgASgFEhwKFG1heF9zb3VyY2VfcG9zaXRpb25zGAMgASgFIr4FChVTcGVlY2hSZWNvZ25pdGlvblNwZWMSFAoMbnVtX21lbF9iaW5zGAEgASgFEhYKDnNhbXBsZV9yYXRlX2h6GAIgASgFEhAKCHdpbmRvd19zGAMgASgFEhMKC2hvcF9zYW1wbGVzGAQgASgFEhMKC2ZmdF9zYW1wbGVzGAUgASgFEh0KFW1lbF9jb2x1bW5zX3Blcl9mcmFtZRgGIAEoBRIeChZzdGFydF9vZl90cmFuc2NyaXB0X2lkGAcgASgFEhYKDmVuZF9vZl90ZXh0X2lkGAggASgFEhwKFHN0YXJ0X29mX3ByZXZpb3VzX2lkGAkgASgFEhQKDG5vX3NwZWVjaF9pZBgKIAEoBRIYChBub190aW1lc3RhbXBzX2lkGAsgASgFEhoKEnRpbWVzdGFtcF9iZWdpbl9pZBgMIAEoBRIZChF0aW1lc3RhbXBfc3RlcF9tcxgNIAEoBRIaCg10cmFuc2NyaWJlX2lkGA4gASgFSACIAQESGQoMdHJhbnNsYXRlX2lkGA8gASgFSAGIAQESFwoPaXNfbXVsdGlsaW5ndWFsGBAgASgIEk0KDGxhbmd1YWdlX2lkcxgRIAMoCzI3LmFpbWFzcy5tb2RlbC52MS5TcGVlY2hSZWNvZ25pdGlvblNwZWMuTGFuZ3VhZ2VJZHNFbnRyeRIUCgxzdXBwcmVzc19pZHMYEiADKAUSGgoSYmVnaW5fc3VwcHJlc3NfaWRzGBMgAygFEjcKD2FsaWdubWVudF9oZWFkcxgUIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5BbGlnbm1lbnRIZWFkGjIKEExhbmd1YWdlSWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgFOgI4AUIQCg5fdHJhbnNjcmliZV9pZEIPCg1fdHJhbnNsYXRlX2lkIm8KEVZvaWNlQWN0aXZpdHlTcGVjEhYKDnNhbXBsZV9yYXRlX2h6GAEgASgFEhUKDWZyYW1lX3NhbXBsZXMYAiABKAUSFwoPY29udGV4dF9zYW1wbGVzGAMgASgFEhIKCnN0YXRlX3NpemUYBCABKAUiLAoNQWxpZ25tZW50SGVhZBINCgVsYXllchgBIAEoBRIMCgRoZWFkGAIgASgFIswBCg1UZXh0MlRleHRTcGVjEhkKEW1heF9zb3VyY2VfdG9rZW5zGAEgASgFEhkKEWRlY29kZXJfc3RhcnRfaWRzGAIgAygFEhoKDWZvcmNlZF9lb3NfaWQYAyABKAVIAIgBARIUCgxzdXBwcmVzc19pZHMYBCADKAUSEQoJbnVtX2JlYW1zGAUgASgFEhYKDmxlbmd0aF9wZW5hbHR5GAYgASgCEhYKDmVhcmx5X3N0b3BwaW5nGAcgASgIQhAKDl9mb3JjZWRfZW9zX2lkIoACChJHZW5lcmF0aW9uRGVmYXVsdHMSGAoLdGVtcGVyYXR1cmUYASABKAJIAIgBARISCgV0b3BfaxgCIAEoBUgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFbWluX3AYBCABKAJIA4gBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBSABKAJIBIgBARIbCg5tYXhfbmV3X3Rva2VucxgGIAEoBUgFiAEBQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhEKD19tYXhfbmV3X3Rva2VucyKMAwoLRW5jb2RlclNwZWMSEwoLaGlkZGVuX3NpemUYASABKAUSEgoKbWF4X3Rva2VucxgCIAEoBRIpCgdwb29saW5nGAMgASgOMhguYWltYXNzLm1vZGVsLnYxLlBvb2xpbmcSEQoJbm9ybWFsaXplGAQgASgIEjoKB3Byb21wdHMYBSADKAsyKS5haW1hc3MubW9kZWwudjEuRW5jb2RlclNwZWMuUHJvbXB0c0VudHJ5Eg4KBmxhYmVscxgGIAMoCRIyCgxwcm9ibGVtX3R5cGUYByABKA4yHC5haW1hc3MubW9kZWwudjEuUHJvYmxlbVR5cGUSGgoNbWFza190b2tlbl9pZBgIIAEoBUgAiAEBEhIKCnZvY2FiX3NpemUYCSABKAUSFgoJdGhyZXNob2xkGAogASgCSAGIAQEaLgoMUHJvbXB0c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCEAoOX21hc2tfdG9rZW5faWRCDAoKX3RocmVzaG9sZCLQAQoNVG9rZW5pemVyU3BlYxIMCgRmaWxlGAEgASgJEhQKDHBhZF90b2tlbl9pZBgCIAEoBRIaChJjaGF0X3RlbXBsYXRlX2ZpbGUYAyABKAkSSQoOc3BlY2lhbF90b2tlbnMYBCADKAsyMS5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYy5TcGVjaWFsVG9rZW5zRW50cnkaNAoSU3BlY2lhbFRva2Vuc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUwoMUGFyaXR5UmVjb3JkEhEKCXJlZmVyZW5jZRgBIAEoCRIwCghtZWFzdXJlcxgCIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlIuoBCg1QYXJpdHlNZWFzdXJlEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAESDQoFYm91bmQYAyABKAESPQoKY29tcGFyaXNvbhgEIAEoDjIpLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlLkNvbXBhcmlzb24SEwoLbnVtX3NhbXBsZXMYBSABKAUiWQoKQ29tcGFyaXNvbhIaChZDT01QQVJJU09OX1VOU1BFQ0lGSUVEEAASFgoSQ09NUEFSSVNPTl9BVF9NT1NUEAESFwoTQ09NUEFSSVNPTl9BVF9MRUFTVBACKtUCCgRUYXNrEhQKEFRBU0tfVU5TUEVDSUZJRUQQABIYChRUQVNLX1RFWFRfR0VORVJBVElPThABEhIKDlRBU0tfRU1CRURESU5HEAISGwoXVEFTS19TUEVFQ0hfUkVDT0dOSVRJT04QAxIdChlUQVNLX1RFWFQyVEVYVF9HRU5FUkFUSU9OEAQSIQodVEFTS19WT0lDRV9BQ1RJVklUWV9ERVRFQ1RJT04QBRIcChhUQVNLX1RFWFRfQ0xBU1NJRklDQVRJT04QBhIdChlUQVNLX1RPS0VOX0NMQVNTSUZJQ0FUSU9OEAcSEgoOVEFTS19GSUxMX01BU0sQCBIbChdUQVNLX1FVRVNUSU9OX0FOU1dFUklORxAJEiEKHVRBU0tfTkVYVF9TRU5URU5DRV9QUkVESUNUSU9OEAoSGQoVVEFTS19TUEFSU0VfRU1CRURESU5HEAsqdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQAyqFAQoLUHJvYmxlbVR5cGUSHAoYUFJPQkxFTV9UWVBFX1VOU1BFQ0lGSUVEEAASHQoZUFJPQkxFTV9UWVBFX1NJTkdMRV9MQUJFTBABEhwKGFBST0JMRU1fVFlQRV9NVUxUSV9MQUJFTBACEhsKF1BST0JMRU1fVFlQRV9SRUdSRVNTSU9OEANiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * ModelManifest describes a bundle: `manifest.json` in the bundle's folder is this message as JSON.
@@ -147,6 +147,13 @@ export type ModelManifest = Message<"aimass.model.v1.ModelManifest"> & {
    * @generated from field: aimass.model.v1.Text2TextSpec text2text = 18;
    */
   text2text?: Text2TextSpec | undefined;
+
+  /**
+   * Optional. Set when the model finds speech.
+   *
+   * @generated from field: aimass.model.v1.VoiceActivitySpec voice_activity = 19;
+   */
+  voiceActivity?: VoiceActivitySpec | undefined;
 };
 
 /**
@@ -163,7 +170,8 @@ export const ModelManifestSchema: GenMessage<ModelManifest> = /*@__PURE__*/
  */
 export type Graph = Message<"aimass.model.v1.Graph"> & {
   /**
-   * Required. What the graph does: `decoder`, `encoder`, or `aligner` (which source position each token looks at).
+   * Required. What the graph does: `decoder`, `encoder`, `aligner` (which source position each token looks at),
+   * `detector` (a frame of audio of each of several streams) or `sequence_detector` (many frames of one).
    *
    * @generated from field: string role = 1;
    */
@@ -542,6 +550,48 @@ export const SpeechRecognitionSpecSchema: GenMessage<SpeechRecognitionSpec> = /*
   messageDesc(file_aimass_model_v1_manifest, 6);
 
 /**
+ * VoiceActivitySpec is what the service must know to cut audio into a detector's frames.
+ *
+ * @generated from message aimass.model.v1.VoiceActivitySpec
+ */
+export type VoiceActivitySpec = Message<"aimass.model.v1.VoiceActivitySpec"> & {
+  /**
+   * Required. Samples a second of the audio.
+   *
+   * @generated from field: int32 sample_rate_hz = 1;
+   */
+  sampleRateHz: number;
+
+  /**
+   * Required. New samples in one frame.
+   *
+   * @generated from field: int32 frame_samples = 2;
+   */
+  frameSamples: number;
+
+  /**
+   * Required. Samples of the frame before that are put in front of each frame.
+   *
+   * @generated from field: int32 context_samples = 3;
+   */
+  contextSamples: number;
+
+  /**
+   * Required. Numbers in each of the two states a stream carries from frame to frame.
+   *
+   * @generated from field: int32 state_size = 4;
+   */
+  stateSize: number;
+};
+
+/**
+ * Describes the message aimass.model.v1.VoiceActivitySpec.
+ * Use `create(VoiceActivitySpecSchema)` to create a new message.
+ */
+export const VoiceActivitySpecSchema: GenMessage<VoiceActivitySpec> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 7);
+
+/**
  * AlignmentHead is one cross-attention head of a decoder.
  *
  * @generated from message aimass.model.v1.AlignmentHead
@@ -567,7 +617,7 @@ export type AlignmentHead = Message<"aimass.model.v1.AlignmentHead"> & {
  * Use `create(AlignmentHeadSchema)` to create a new message.
  */
 export const AlignmentHeadSchema: GenMessage<AlignmentHead> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 7);
+  messageDesc(file_aimass_model_v1_manifest, 8);
 
 /**
  * Text2TextSpec is what the service must know to read a source text and to begin an output.
@@ -630,7 +680,7 @@ export type Text2TextSpec = Message<"aimass.model.v1.Text2TextSpec"> & {
  * Use `create(Text2TextSpecSchema)` to create a new message.
  */
 export const Text2TextSpecSchema: GenMessage<Text2TextSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 8);
+  messageDesc(file_aimass_model_v1_manifest, 9);
 
 /**
  * GenerationDefaults are used where a request leaves a field unset.
@@ -686,10 +736,10 @@ export type GenerationDefaults = Message<"aimass.model.v1.GenerationDefaults"> &
  * Use `create(GenerationDefaultsSchema)` to create a new message.
  */
 export const GenerationDefaultsSchema: GenMessage<GenerationDefaults> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 9);
+  messageDesc(file_aimass_model_v1_manifest, 10);
 
 /**
- * EncoderSpec is what the engine must know to turn an encoder's output into vectors.
+ * EncoderSpec is what the engine must know to turn an encoder's output into vectors, labels or words.
  *
  * @generated from message aimass.model.v1.EncoderSpec
  */
@@ -709,7 +759,7 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
   maxTokens: number;
 
   /**
-   * Required. How token vectors become one vector.
+   * Optional. Embedding: how token vectors become one vector.
    *
    * @generated from field: aimass.model.v1.Pooling pooling = 3;
    */
@@ -728,6 +778,41 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
    * @generated from field: map<string, string> prompts = 5;
    */
   prompts: { [key: string]: string };
+
+  /**
+   * Optional. Classification: the labels in the order of the graph's logits.
+   *
+   * @generated from field: repeated string labels = 6;
+   */
+  labels: string[];
+
+  /**
+   * Optional. Classification: how logits become scores.
+   *
+   * @generated from field: aimass.model.v1.ProblemType problem_type = 7;
+   */
+  problemType: ProblemType;
+
+  /**
+   * Optional. Masked language models: the token that marks a place to fill.
+   *
+   * @generated from field: optional int32 mask_token_id = 8;
+   */
+  maskTokenId?: number | undefined;
+
+  /**
+   * Optional. Masked language models: numbers in the logits of one place.
+   *
+   * @generated from field: int32 vocab_size = 9;
+   */
+  vocabSize: number;
+
+  /**
+   * Optional. Sequence classification: scores of at least this are a positive answer, unless a request says otherwise.
+   *
+   * @generated from field: optional float threshold = 10;
+   */
+  threshold?: number | undefined;
 };
 
 /**
@@ -735,7 +820,7 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
  * Use `create(EncoderSpecSchema)` to create a new message.
  */
 export const EncoderSpecSchema: GenMessage<EncoderSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 10);
+  messageDesc(file_aimass_model_v1_manifest, 11);
 
 /**
  * TokenizerSpec is how text becomes tokens.
@@ -777,7 +862,7 @@ export type TokenizerSpec = Message<"aimass.model.v1.TokenizerSpec"> & {
  * Use `create(TokenizerSpecSchema)` to create a new message.
  */
 export const TokenizerSpecSchema: GenMessage<TokenizerSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 11);
+  messageDesc(file_aimass_model_v1_manifest, 12);
 
 /**
  * ParityRecord is what the export measured against the reference on the same weights.
@@ -805,7 +890,7 @@ export type ParityRecord = Message<"aimass.model.v1.ParityRecord"> & {
  * Use `create(ParityRecordSchema)` to create a new message.
  */
 export const ParityRecordSchema: GenMessage<ParityRecord> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 12);
+  messageDesc(file_aimass_model_v1_manifest, 13);
 
 /**
  * ParityMeasure is one number and the bound it was held to.
@@ -854,7 +939,7 @@ export type ParityMeasure = Message<"aimass.model.v1.ParityMeasure"> & {
  * Use `create(ParityMeasureSchema)` to create a new message.
  */
 export const ParityMeasureSchema: GenMessage<ParityMeasure> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 13);
+  messageDesc(file_aimass_model_v1_manifest, 14);
 
 /**
  * Comparison says which side of a bound is good.
@@ -888,7 +973,7 @@ export enum ParityMeasure_Comparison {
  * Describes the enum aimass.model.v1.ParityMeasure.Comparison.
  */
 export const ParityMeasure_ComparisonSchema: GenEnum<ParityMeasure_Comparison> = /*@__PURE__*/
-  enumDesc(file_aimass_model_v1_manifest, 13, 0);
+  enumDesc(file_aimass_model_v1_manifest, 14, 0);
 
 /**
  * Task is what a model is for.
@@ -930,6 +1015,55 @@ export enum Task {
    * @generated from enum value: TASK_TEXT2TEXT_GENERATION = 4;
    */
   TEXT2TEXT_GENERATION = 4,
+
+  /**
+   * Tell where the speech is in audio.
+   *
+   * @generated from enum value: TASK_VOICE_ACTIVITY_DETECTION = 5;
+   */
+  VOICE_ACTIVITY_DETECTION = 5,
+
+  /**
+   * Give a text, or a pair of texts, one label or several.
+   *
+   * @generated from enum value: TASK_TEXT_CLASSIFICATION = 6;
+   */
+  TEXT_CLASSIFICATION = 6,
+
+  /**
+   * Give each token of a text a label (names, parts of speech, segments).
+   *
+   * @generated from enum value: TASK_TOKEN_CLASSIFICATION = 7;
+   */
+  TOKEN_CLASSIFICATION = 7,
+
+  /**
+   * Fill the masked places of a text.
+   *
+   * @generated from enum value: TASK_FILL_MASK = 8;
+   */
+  FILL_MASK = 8,
+
+  /**
+   * Find the answer to a question in a text.
+   *
+   * @generated from enum value: TASK_QUESTION_ANSWERING = 9;
+   */
+  QUESTION_ANSWERING = 9,
+
+  /**
+   * Tell whether a text follows another.
+   *
+   * @generated from enum value: TASK_NEXT_SENTENCE_PREDICTION = 10;
+   */
+  NEXT_SENTENCE_PREDICTION = 10,
+
+  /**
+   * Turn text into weights of the words of a vocabulary (SPLADE).
+   *
+   * @generated from enum value: TASK_SPARSE_EMBEDDING = 11;
+   */
+  SPARSE_EMBEDDING = 11,
 }
 
 /**
@@ -1026,4 +1160,45 @@ export enum Pooling {
  */
 export const PoolingSchema: GenEnum<Pooling> = /*@__PURE__*/
   enumDesc(file_aimass_model_v1_manifest, 2);
+
+/**
+ * ProblemType says how the logits of a classifier become scores.
+ *
+ * @generated from enum aimass.model.v1.ProblemType
+ */
+export enum ProblemType {
+  /**
+   * Not a classifier.
+   *
+   * @generated from enum value: PROBLEM_TYPE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Exactly one label is right: softmax.
+   *
+   * @generated from enum value: PROBLEM_TYPE_SINGLE_LABEL = 1;
+   */
+  SINGLE_LABEL = 1,
+
+  /**
+   * Any number of labels is right: a sigmoid each.
+   *
+   * @generated from enum value: PROBLEM_TYPE_MULTI_LABEL = 2;
+   */
+  MULTI_LABEL = 2,
+
+  /**
+   * Logits are the answer, such as the relevance that a cross-encoder gives.
+   *
+   * @generated from enum value: PROBLEM_TYPE_REGRESSION = 3;
+   */
+  REGRESSION = 3,
+}
+
+/**
+ * Describes the enum aimass.model.v1.ProblemType.
+ */
+export const ProblemTypeSchema: GenEnum<ProblemType> = /*@__PURE__*/
+  enumDesc(file_aimass_model_v1_manifest, 3);
 

@@ -1,0 +1,1 @@
+"""The speech service: recognition, synthesis and voice activity detection."""

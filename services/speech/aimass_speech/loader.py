@@ -1,0 +1,23 @@
+"""A bundle of any task of speech to its engine: one line for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from aimass.model.v1.manifest_pb2 import TASK_VOICE_ACTIVITY_DETECTION, Task
+from aimass_serving.bundle import Bundle
+from aimass_serving.registry import HostedEngine
+from aimass_serving.service import LoadContext
+
+from aimass_speech.detector_loader import load_detector
+
+_LOADERS: Mapping[Task.ValueType, Callable[[Bundle, LoadContext], HostedEngine]] = {
+    TASK_VOICE_ACTIVITY_DETECTION: load_detector,
+}
+TASKS = tuple(_LOADERS)
+"""What this service serves models for."""
+
+
+def load_engine(bundle: Bundle, context: LoadContext) -> HostedEngine:
+    """Return a started engine. Blocking. Raises `BadBundle`."""
+    return _LOADERS[bundle.manifest.task](bundle, context)

@@ -1,0 +1,39 @@
+"""Finds the engine a request names, of the kind its RPC needs."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from aimass.model.v1.manifest_pb2 import TASK_VOICE_ACTIVITY_DETECTION, Task
+from aimass_serving.errors import InvalidField, ModelNotFound
+from aimass_serving.registry import HostedEngine, ModelRegistry, ServedModel
+
+from aimass_speech.detector import VoiceActivityEngine
+
+SpeechRegistry = ModelRegistry[HostedEngine]
+K = TypeVar("K", bound=HostedEngine)
+
+
+def engine_of(served: ServedModel[HostedEngine], kind: type[K]) -> K:
+    """Return the engine of a model whose task was checked."""
+    engine = served.engine
+    assert isinstance(engine, kind), "the task decides the kind of engine"
+    return engine
+
+
+def detector_named(registry: SpeechRegistry, model: str, *, field: str = "model") -> VoiceActivityEngine:
+    """Return the named detector, or the only one when the name is empty.
+
+    Raises `ModelNotFound`, `ModelNotReady`, `WrongTask`, and `InvalidField` when there are several.
+    """
+    name = model or _only_name(registry, TASK_VOICE_ACTIVITY_DETECTION, field)
+    return engine_of(registry.get(name, task=TASK_VOICE_ACTIVITY_DETECTION), VoiceActivityEngine)
+
+
+def _only_name(registry: SpeechRegistry, task: Task.ValueType, field: str) -> str:
+    names = sorted({served.name for served in registry.models() if served.ref.task == task})
+    if not names:
+        raise ModelNotFound("for voice activity detection", available=[])
+    if len(names) > 1:
+        raise InvalidField(field, expected=f"one of: {', '.join(names)}", got="none")
+    return names[0]

@@ -1,0 +1,18 @@
+"""Adds the servicers of the speech service to its server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from aimass.speech.v1.detection_service_pb2_grpc import add_SpeechDetectionServiceServicer_to_server
+
+from aimass_speech import detection_servicer
+from aimass_speech.detection_servicer import SpeechDetectionServicer
+from aimass_speech.served import SpeechRegistry
+
+
+def register(server: grpc.aio.Server, registry: SpeechRegistry) -> Sequence[str]:
+    """Add the servicers; return their full names."""
+    add_SpeechDetectionServiceServicer_to_server(SpeechDetectionServicer(registry), server)
+    return [detection_servicer.SERVICE_NAME]
