@@ -50,6 +50,8 @@ class TextDecoder:
             added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special
         )
         self._visible: dict[int, str | None] = {}
+        # Now and not at the first request: it reads the whole vocabulary, tens of milliseconds.
+        self._is_byte_level = _has_byte_level_decoder(tokenizer)
 
     def decode(self, token_ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
         """Return the text of all ids at once."""
@@ -75,13 +77,6 @@ class TextDecoder:
         if self._is_byte_level:
             return ByteLevelDetokenizer(self._token_bytes)
         return WindowDetokenizer(self, context=self._context_ids if continues_text else ())
-
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        decoder: Mapping[str, Any] = json.loads(self._tokenizer.to_str())["decoder"] or {}
-        while decoder.get("type") == "Sequence" and len(decoder["decoders"]) == 1:
-            decoder = decoder["decoders"][0]
-        return decoder.get("type") == "ByteLevel"
 
     @cached_property
     def _context_ids(self) -> Sequence[int]:
@@ -158,6 +153,13 @@ class WindowDetokenizer:
         self._past = self._decoder.decode(self._window)
         self._is_holding = False
         return new
+
+
+def _has_byte_level_decoder(tokenizer: Tokenizer) -> bool:
+    decoder: Mapping[str, Any] = json.loads(tokenizer.to_str())["decoder"] or {}
+    while decoder.get("type") == "Sequence" and len(decoder["decoders"]) == 1:
+        decoder = decoder["decoders"][0]
+    return decoder.get("type") == "ByteLevel"
 
 
 def is_byte_token(token: str) -> bool:
