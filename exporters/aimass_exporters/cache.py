@@ -1,6 +1,4 @@
-"""Where fetched packages and cached exports live on this machine. Everything in it can be deleted at any
-time.
-"""
+"""Where fetched packages and cached exports live on this machine; all of it can be deleted at any time."""
 
 from __future__ import annotations
 
@@ -10,9 +8,5 @@ from pathlib import Path
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return aimass's folder among the user's caches: `AIMASS_CACHE`, else `XDG_CACHE_HOME`, else
-    `~/.cache`.
-    """
-    if chosen := environ.get("AIMASS_CACHE"):
-        return Path(chosen)
+    """Return aimass's folder among the user's caches: in `XDG_CACHE_HOME`, else in `~/.cache`."""
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aimass"
