@@ -29,17 +29,32 @@ class EngineConfig:
     """A prompt that made no progress for this long is computed although it slows running streams down."""
     max_queue_tokens: int = 32_768
     """Most prompt tokens that wait for a slot. A request above it is refused, unless nothing waits."""
+    max_kept_prefixes: int = 8
+    """Prompts of ended sequences that stay in free slots, so that a later one that starts alike, by whole
+    chunks, need not compute its start again. 0 turns it off. Needs a device that can copy slots: the CPU."""
+    num_mask_threads: int = 2
+    """Threads that compute which tokens guided sequences may take, while the graph runs."""
+    max_mask_wait_s: float = 2.0
+    """A sequence whose mask takes longer than this after its step fails."""
     assumed_deadline_s: float = 60.0
     """A request without a deadline, or with a later one, is sorted as if it had this one. So it is passed by
     later arrivals for no longer than this."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("max_slots", "max_prefill_tokens_per_step", "max_queue_tokens", "kv_budget_bytes"):
+        for name in (
+            "max_slots",
+            "max_prefill_tokens_per_step",
+            "max_queue_tokens",
+            "kv_budget_bytes",
+            "num_mask_threads",
+        ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.max_kept_prefixes >= 0, "max_kept_prefixes", "at least 0", self.max_kept_prefixes)
         _require(self.max_len == 0 or self.max_len >= 2, "max_len", "0, or at least 2", self.max_len)
         _require(self.max_decode_slowdown > 1, "max_decode_slowdown", "above 1", self.max_decode_slowdown)
         _require(self.max_prefill_wait_s > 0, "max_prefill_wait_s", "above 0", self.max_prefill_wait_s)
+        _require(self.max_mask_wait_s > 0, "max_mask_wait_s", "above 0", self.max_mask_wait_s)
         _require(self.assumed_deadline_s > 0, "assumed_deadline_s", "above 0", self.assumed_deadline_s)
 
     def max_len_of(self, geometry: DecoderGeometry) -> int:

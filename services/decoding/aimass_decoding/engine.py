@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from aimass_serving.adaptive_session import ThreadUse, thread_use
 from aimass_serving.errors import Draining, InputTooLong, InvalidField, ModelFailed
 from aimass_serving.session import Session
 from aimass_serving.telemetry import emit_phase
@@ -62,9 +64,22 @@ class DecodingEngine:
         self._needs_memory = geometry.cross is not None
         self._execution_provider = session.execution_provider
         self._runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=self._max_len)
-        self._scheduler = Scheduler(config, num_slots=num_slots, max_len=self._max_len)
+        self._scheduler = Scheduler(
+            config,
+            num_slots=num_slots,
+            max_len=self._max_len,
+            can_copy_slots=self._runner.can_copy_slots,
+        )
+        self._session = session
+        self._mask_threads = ThreadPoolExecutor(config.num_mask_threads, thread_name_prefix="masks")
         self._stepper = Stepper(
-            self._runner, self._scheduler, model=model, permit=permit, publish=self._publish
+            self._runner,
+            self._scheduler,
+            model=model,
+            permit=permit,
+            publish=self._publish,
+            mask_executor=self._mask_threads,
+            max_mask_wait_s=config.max_mask_wait_s,
         )
         self._inbox: SimpleQueue[_Command] = SimpleQueue()
         self._idle_waiters: list[_Waiter] = []  # of the engine thread
@@ -108,24 +123,31 @@ class DecodingEngine:
         self._thread.start()
 
     async def generate(self, request: SequenceRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Run a sequence to its end; give its tokens as they come, several at once to a slow reader.
+        """Run a request's sequences to their ends; give tokens as they come, several to a slow reader.
 
-        The last delta, and no other, has a `finish`. Closing the generator early frees the slot by the next
-        step. Raises `InvalidField` and `InputTooLong` for a prompt that does not fit the model, `Draining`,
-        `Overloaded`, `DeadlineExceeded`, and `ModelFailed` when the graph fails or gives no numbers.
+        Of each sequence, the last delta, and no other, has a `finish`; a request has one sequence unless it
+        asked for several. Closing the generator early frees the slots by the next step. Raises `InvalidField`
+        and `InputTooLong` for what does not fit the model, `Draining`, `Overloaded`, `DeadlineExceeded`, and
+        `ModelFailed` when the graph fails or gives no numbers. An error ends all sequences of the request.
         """
         self._refuse_unfit(request)
-        sequence, outlet = self._submit(request)
+        sequences, outlet = self._submit(request)
+        seen: set[int] = set()
+        num_ended = 0
         try:
-            delta = replace(await outlet.read(), timings=sequence.timings)
-            yield delta
-            while delta.finish is None:
+            while num_ended < len(sequences):
                 delta = await outlet.read()
+                if delta.index not in seen:
+                    seen.add(delta.index)
+                    delta = replace(delta, timings=sequences[delta.index].timings)
+                num_ended += delta.finish is not None
                 yield delta
         finally:
-            if not outlet.has_ended:
-                self._inbox.put(partial(self._stepper.abort, sequence, time.monotonic()))
-            _emit_phases(sequence)
+            if num_ended < len(sequences):
+                cancelled_at_s = time.monotonic()
+                for sequence in sequences:
+                    self._inbox.put(partial(self._stepper.abort, sequence, cancelled_at_s))
+            _emit_phases(sequences)
 
     async def drain(self) -> None:
         """Take no new sequences, and return when all have ended."""
@@ -143,10 +165,12 @@ class DecodingEngine:
         if self._thread.is_alive():
             self._inbox.put(_do_nothing)
             self._thread.join()
+        self._mask_threads.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far. Numbers of one snapshot may be a step apart."""
         counters, scheduler = self._stepper.counters, self._scheduler
+        threads = thread_use(self._session) or ThreadUse({}, 0, 0)
         return EngineStats(
             num_submitted=counters.num_submitted,
             num_finished=dict(counters.num_finished),
@@ -161,7 +185,14 @@ class DecodingEngine:
             num_prefill_steps=counters.num_prefill_steps,
             num_decode_steps=counters.num_decode_steps,
             num_prompt_tokens=counters.num_prompt_tokens,
+            num_reused_prompt_tokens=counters.num_reused_prompt_tokens,
             num_output_tokens=counters.num_output_tokens,
+            num_kept_prefixes=scheduler.num_kept_prefixes,
+            num_slot_copies=counters.num_slot_copies,
+            num_runs_by_threads=threads.num_runs,
+            num_thread_trials=threads.num_trials,
+            num_thread_changes=threads.num_changes,
+            mask_wait_ms=counters.mask_wait_ms.summary(),
             release_ms=counters.release_ms.summary(),
         )
 
@@ -177,31 +208,46 @@ class DecodingEngine:
         if lowest < 0 or highest >= self._vocab_size:
             got = lowest if lowest < 0 else highest
             raise InvalidField("prompt.token_ids", expected=f"ids from 0 to {self._vocab_size - 1}", got=got)
-        unknown = [i for i in request.stop_token_ids if not 0 <= i < self._vocab_size]
+        self._refuse_unknown("stopping.stop_token_ids", request.stop_token_ids)
+        self._refuse_unknown("sampling.logit_bias", request.sampling.logit_bias)
+        self._refuse_unknown("sampling.allowed_token_ids", request.sampling.allowed_token_ids)
+
+    def _refuse_unknown(self, field_name: str, token_ids: Iterable[int]) -> None:
+        unknown = [i for i in token_ids if not 0 <= i < self._vocab_size]
         if unknown:
             expected = f"ids from 0 to {self._vocab_size - 1}"
-            raise InvalidField("stopping.stop_token_ids", expected=expected, got=unknown[0])
+            raise InvalidField(field_name, expected=expected, got=unknown[0])
 
-    def _submit(self, request: SequenceRequest) -> tuple[Sequence, Outlet]:
+    def _submit(self, request: SequenceRequest) -> tuple[list[Sequence], Outlet]:
         if self._is_draining:
             raise Draining
-        outlet = Outlet(asyncio.get_running_loop())
-        now_s = time.monotonic()
-        sequence = Sequence(
-            request,
-            number=next(self._numbers),
-            arrival_s=now_s,
-            submitted_ns=time.time_ns(),
-            sampling=SamplingState(request),
-            last_progress_s=now_s,
-            outlet=outlet,
-        )
-        self._inbox.put(partial(self._stepper.submit, sequence))
+        outlet = Outlet(asyncio.get_running_loop(), num_sequences=request.num_sequences)
+        sequences = self._sequences(request, outlet)
+        for sequence in sequences:
+            self._inbox.put(partial(self._stepper.submit, sequence))
         if (
             self._is_closed
         ):  # the thread may have looked into its inbox for the last time before the line above
             raise Draining
-        return sequence, outlet
+        return sequences, outlet
+
+    def _sequences(self, request: SequenceRequest, outlet: Outlet) -> list[Sequence]:
+        now_s, submitted_ns, first = time.monotonic(), time.time_ns(), next(self._numbers)
+        rest = [next(self._numbers) for _ in range(1, request.num_sequences)]
+        return [
+            Sequence(
+                request,
+                number=number,
+                arrival_s=now_s,
+                submitted_ns=submitted_ns,
+                sampling=SamplingState(request, index=index),
+                group=first if rest else None,
+                index=index,
+                last_progress_s=now_s,
+                outlet=outlet,
+            )
+            for index, number in enumerate([first, *rest])
+        ]
 
     def _run(self) -> None:
         """Take commands and step, until closed. A fault of our own ends the sequences, not the engine."""
@@ -272,13 +318,20 @@ def _do_nothing() -> None:
     return
 
 
-def _emit_phases(sequence: Sequence) -> None:
-    """Record how long the sequence waited, read its prompt and decoded, up to now if it was given up."""
-    end_ns = sequence.finished_ns or time.time_ns()
-    prompt = {"aimass.prompt_tokens": sequence.num_prompt_tokens}
-    output = {"aimass.output_tokens": sequence.num_output, "aimass.decode_steps": sequence.num_steps}
-    emit_phase("queue", sequence.submitted_ns, sequence.prefill_ns or end_ns)
-    if sequence.prefill_ns:
-        emit_phase("prefill", sequence.prefill_ns, sequence.first_token_ns or end_ns, attributes=prompt)
-    if sequence.first_token_ns:
-        emit_phase("decode", sequence.first_token_ns, end_ns, attributes=output)
+def _emit_phases(sequences: list[Sequence]) -> None:
+    """Record how long the request waited, read its prompt and decoded, up to now if it was given up.
+
+    Sequences of one request run side by side: the first waits and reads for all.
+    """
+    first = sequences[0]
+    has_ended = all(sequence.finished_ns for sequence in sequences)
+    end_ns = max(sequence.finished_ns for sequence in sequences) if has_ended else time.time_ns()
+    num_output = sum(sequence.num_output for sequence in sequences)
+    num_steps = max(sequence.num_steps for sequence in sequences)
+    prompt = {"aimass.prompt_tokens": first.num_prompt_tokens, "aimass.reused_tokens": first.num_reused}
+    output = {"aimass.output_tokens": num_output, "aimass.decode_steps": num_steps}
+    emit_phase("queue", first.submitted_ns, first.prefill_ns or end_ns)
+    if first.prefill_ns:
+        emit_phase("prefill", first.prefill_ns, first.first_token_ns or end_ns, attributes=prompt)
+    if first.first_token_ns:
+        emit_phase("decode", first.first_token_ns, end_ns, attributes=output)

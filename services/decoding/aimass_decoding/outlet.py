@@ -13,40 +13,48 @@ Event = TokenDelta | AimassError
 
 
 class Outlet:
-    """A queue of one sequence's events. All but `loop` belongs to the thread of its event loop.
+    """A queue of the events of one request's sequences. All but `loop` belongs to the thread of that loop.
 
-    A slow reader finds everything that happened meanwhile as one delta, so that it catches up. What waits is
-    bounded by the sequence's `max_new_tokens`.
+    A slow reader finds everything that happened to a sequence meanwhile as one delta, so that it catches up.
+    What waits is bounded by the sequences' `max_new_tokens`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, num_sequences: int = 1) -> None:
         self.loop = loop
+        self._num_running = num_sequences
         self._events: list[Event] = []
         self._arrival = asyncio.Event()
         self._has_ended = False
 
     @property
     def has_ended(self) -> bool:
-        """Whether the last event has arrived, read or not."""
+        """Whether the last event of the last sequence has arrived, read or not."""
         return self._has_ended
 
     def deliver(self, event: Event) -> None:
         """Append an event and wake the reader."""
         self._events.append(event)
-        self._has_ended = isinstance(event, AimassError) or event.finish is not None
+        if isinstance(event, AimassError):
+            self._has_ended = True
+        elif event.finish is not None:
+            self._num_running -= 1
+            self._has_ended = self._has_ended or self._num_running == 0
         self._arrival.set()
 
     async def read(self) -> TokenDelta:
-        """Wait for events; return all deltas as one, or raise the error that ended the sequence."""
+        """Wait for events; return all deltas of a sequence as one, or raise the error that ended the request.
+
+        What came first is read first, and an error last.
+        """
         await self._arrival.wait()
         deltas = [event for event in self._events if isinstance(event, TokenDelta)]
-        errors = [event for event in self._events if isinstance(event, AimassError)]
         if not deltas:
-            raise errors[0]
-        self._events = list(errors)
-        if not errors:
+            raise next(event for event in self._events if isinstance(event, AimassError))
+        taken = [delta for delta in deltas if delta.index == deltas[0].index]
+        self._events = [e for e in self._events if isinstance(e, AimassError) or e.index != taken[0].index]
+        if not self._events:
             self._arrival.clear()
-        return joined(deltas)
+        return joined(taken)
 
 
 def joined(deltas: list[TokenDelta]) -> TokenDelta:
@@ -55,4 +63,4 @@ def joined(deltas: list[TokenDelta]) -> TokenDelta:
         return deltas[0]
     token_ids = tuple(token_id for delta in deltas for token_id in delta.token_ids)
     logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
-    return TokenDelta(token_ids, logprobs, deltas[-1].finish)
+    return TokenDelta(token_ids, logprobs, deltas[-1].finish, index=deltas[-1].index)

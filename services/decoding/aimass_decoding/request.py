@@ -6,8 +6,10 @@ Construction is validation: an instance that exists is in range. Knows no text.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from aimass_serving.errors import InvalidField
@@ -17,6 +19,10 @@ from aimass_decoding.cross_attention import SourceMemory
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKENS = 64
+MAX_LOGIT_BIASES = 1024
+MAX_ALLOWED_TOKENS = 4096
+MAX_SEQUENCES = 16
+MAX_CACHE_SALT_CHARS = 256
 
 
 class FinishReason(StrEnum):
@@ -36,7 +42,11 @@ def _require(condition: bool, field_name: str, expected: str, got: object) -> No
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen: repetition penalty, temperature, top-k, top-p, min-p, then one draw."""
+    """How the next token is chosen: penalties, bias, allowed tokens, temperature, filters, then one draw.
+
+    The order is: repetition penalty, frequency and presence penalty, logit bias, allowed tokens, temperature,
+    top-k, top-p, min-p, typical-p.
+    """
 
     temperature: float = 0.0
     """0 is greedy; above 0 divides the logits. Range 0 to 10."""
@@ -48,6 +58,17 @@ class SamplingParams:
     """Drop tokens less probable than this share of the best one. Range [0, 1)."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens seen before. Range (0, 10]."""
+    typical_p: float = 1.0
+    """Keep the tokens whose surprise is nearest to the expected one, until their probability reaches p. Range
+    (0, 1]. Locally typical sampling: Meister et al. 2022."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time it was generated; the prompt does not count. Range -2 to 2."""
+    presence_penalty: float = 0.0
+    """Taken from a token's logit once it was generated; the prompt does not count. Range -2 to 2."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens. At most 1024, each from -100 to 100."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Only these, and the tokens that end the text, may be chosen; empty allows all. At most 4096."""
     seed: int = 0
     """Seeds this sequence's own generator, so that its draws do not depend on its neighbours."""
 
@@ -68,6 +89,27 @@ class SamplingParams:
             "a number above 0, up to 10",
             self.repetition_penalty,
         )
+        _require(0 < self.typical_p <= 1, "sampling.typical_p", "a number above 0, up to 1", self.typical_p)
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _require(-2 <= value <= 2, f"sampling.{name}", "a number from -2 to 2", value)
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        num_biases, num_allowed = len(self.logit_bias), len(self.allowed_token_ids)
+        _require(
+            num_biases <= MAX_LOGIT_BIASES, "sampling.logit_bias", f"at most {MAX_LOGIT_BIASES}", num_biases
+        )
+        for token_id, bias in self.logit_bias.items():
+            _require(
+                -100 <= bias <= 100, f"sampling.logit_bias[{token_id}]", "a number from -100 to 100", bias
+            )
+        _require(
+            num_allowed <= MAX_ALLOWED_TOKENS,
+            "sampling.allowed_token_ids",
+            f"at most {MAX_ALLOWED_TOKENS}",
+            num_allowed,
+        )
 
     @property
     def is_greedy(self) -> bool:
@@ -75,14 +117,39 @@ class SamplingParams:
         return self.temperature == 0
 
 
+class TokenMask(Protocol):
+    """Which tokens may come next in one sequence, by the tokens before.
+
+    The methods are called in turn, one at a time, on a thread beside the engine's, so that a mask is computed
+    while the graph runs. What they raise ends the sequence.
+    """
+
+    def allowed(self) -> NDArray[np.uint32] | None:
+        """Return one bit a token, set when it may come next; None allows all.
+
+        Shape `[ceil(vocab / 32)]`, token i is bit `i % 32` of word `i // 32`; tokens beyond the end may not.
+        It stays as it is until the next call.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that was chosen into account. Not called with one that ends the sequence."""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One sequence to run to completion."""
+    """A prompt, and how to continue it: once, or several times side by side."""
 
     request_id: str
     prompt_ids: NDArray[np.int64]  # [num_prompt_tokens], at least one
     max_new_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    num_sequences: int = 1
+    """Continuations of the prompt, which is computed once. Sequence i draws with the seed plus i. At most 16;
+    more than one only with a temperature above 0."""
+    cache_salt: str = ""
+    """Only prompts with the same salt share what was computed of them. At most 256 characters."""
+    new_mask: Callable[[], TokenMask] | None = field(default=None, repr=False, compare=False)
+    """Makes the mask of each sequence; it runs on the thread of the masks."""
     min_new_tokens: int = 0
     """Tokens of `eos_token_ids` and `stop_token_ids` are not chosen before this many."""
     eos_token_ids: frozenset[int] = frozenset()
@@ -114,6 +181,24 @@ class SequenceRequest:
             "stopping.stop_token_ids",
             f"at most {MAX_STOP_TOKENS} ids",
             len(self.stop_token_ids),
+        )
+        _require(
+            1 <= self.num_sequences <= MAX_SEQUENCES,
+            "num_sequences",
+            f"a number from 1 to {MAX_SEQUENCES}",
+            self.num_sequences,
+        )
+        _require(
+            self.num_sequences == 1 or not self.sampling.is_greedy,
+            "num_sequences",
+            "1 without a temperature: greedy sequences would all be the same",
+            self.num_sequences,
+        )
+        _require(
+            len(self.cache_salt) <= MAX_CACHE_SALT_CHARS,
+            "cache_salt",
+            f"at most {MAX_CACHE_SALT_CHARS} characters",
+            len(self.cache_salt),
         )
         _require(
             0 <= self.num_top_logprobs <= MAX_TOP_LOGPROBS,
@@ -156,6 +241,8 @@ class SequenceFinish:
     num_output_tokens: int
     """Tokens produced, the one that ended the sequence included."""
     timings: SequenceTimings
+    num_reused_prompt_tokens: int = 0
+    """Prompt tokens that were not computed for this sequence: another's were copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,5 +252,7 @@ class TokenDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: SequenceFinish | None = None
+    index: int = 0
+    """Which of the request's sequences this is of."""
     timings: SequenceTimings | None = None
     """With the first delta: when the phases so far began, for a reader who may stop before the end."""

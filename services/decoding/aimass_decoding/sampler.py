@@ -1,4 +1,4 @@
-"""Chooses tokens from logits: repetition penalty, temperature, top-k, top-p, min-p, then one draw.
+"""Chooses tokens from logits: penalties, bias, masks, temperature, top-k, top-p, min-p, typical-p, one draw.
 
 Pure functions of their arguments: the random number is one of them. A row's choice depends on that row alone.
 Sampled rows are treated one after the other on purpose: at the size of a vocabulary one row fills the inner
@@ -29,12 +29,26 @@ Ids = NDArray[np.int64]  # [n]
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """Amounts to add to the logits of some tokens, all different."""
+
+    ids: Ids
+    amounts: NDArray[np.float32]  # [n]
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """How to choose one token from one row of logits."""
 
     params: SamplingParams
     seen_ids: Ids | None = None
     """Distinct tokens the repetition penalty is for."""
+    shifts: tuple[Shift, ...] = ()
+    """Penalties by count, and biases."""
+    allowed_ids: Ids | None = None
+    """The only tokens that may be chosen."""
+    mask: NDArray[np.uint32] | None = None
+    """One bit a token that may be chosen, as `TokenMask.allowed` gives it."""
     blocked_ids: Ids | None = None
     """Tokens that must not be chosen."""
     uniform: float = 0.0
@@ -43,7 +57,18 @@ class Choice:
     @property
     def is_argmax(self) -> bool:
         """Whether the best of the raw logits is the answer."""
-        return self.params.is_greedy and self.seen_ids is None and self.blocked_ids is None
+        return self.params.is_greedy and self.changes_nothing
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether only some tokens may be chosen."""
+        return self.allowed_ids is not None or self.mask is not None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether logits go as they are."""
+        is_free = not self.is_restricted and self.blocked_ids is None
+        return is_free and self.seen_ids is None and not self.shifts
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +99,36 @@ def choose(logits: NDArray[np.float32], rows: Sequence[int], choices: Sequence[C
 
 
 def adjust(logits: Row, choice: Choice) -> Row:
-    """Return logits [vocab] with the repetition penalty applied and blocked tokens at minus infinity.
+    """Return logits [vocab] with penalties and biases applied, and what may not be chosen at minus infinity.
 
-    The penalty is the one of CTRL (Keskar et al. 2019), as transformers has it. Copies what it changes.
+    The repetition penalty is the one of CTRL (Keskar et al. 2019), as transformers has it. Copies what it
+    changes. Tokens that end the text too early are not blocked where nothing else may be chosen.
     """
-    if choice.seen_ids is None and choice.blocked_ids is None:
+    if choice.changes_nothing:
         return logits
     row = logits.copy()
     if choice.seen_ids is not None:
         row[choice.seen_ids] = _penalized(row[choice.seen_ids], choice.params.repetition_penalty)
+    for shift in choice.shifts:
+        row[shift.ids] += shift.amounts
+    row = _masked(row, choice)
     if choice.blocked_ids is not None:
+        kept = row[choice.blocked_ids]
         row[choice.blocked_ids] = -np.inf
+        if choice.is_restricted and row.max() == -np.inf:
+            row[choice.blocked_ids] = kept
+    return row
+
+
+def _masked(row: Row, choice: Choice) -> Row:
+    """Return logits [vocab] with those at minus infinity that are not allowed."""
+    if choice.allowed_ids is not None:
+        only = np.full_like(row, -np.inf)
+        only[choice.allowed_ids] = row[choice.allowed_ids]
+        row = only
+    if choice.mask is not None:
+        bits = np.unpackbits(choice.mask.view(np.uint8), count=len(row), bitorder="little")
+        row[bits == 0] = -np.inf
     return row
 
 
@@ -107,10 +151,32 @@ def draw(logits: Row, params: SamplingParams, uniform: float) -> int:
 
 
 def nucleus(logits: Row, params: SamplingParams) -> tuple[Ids | None, Weights]:
-    """Return the tokens that pass top-k, top-p and min-p, by id, and their weights; the best weighs 1.
+    """Return the tokens that pass all filters, by id, and their weights, in proportion to their probability.
 
     None stands for all tokens; some may weigh 0. Of equal logits the lower token ids are kept.
     """
+    ids, weights = _probable(logits, params)
+    if params.typical_p == 1:
+        return ids, weights
+    kept = _typical(weights, params.typical_p)
+    return kept if ids is None else ids[kept], weights[kept]
+
+
+def _typical(weights: Weights, mass: float) -> Ids:
+    """Return the places of the weights [n] whose surprise is nearest to the mean, holding at least `mass`."""
+    places = np.flatnonzero(weights)
+    shares = weights[places] / weights.sum(dtype=np.float64)
+    surprise = -np.log(shares)
+    distance = np.abs(surprise - (shares * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    last = int(np.searchsorted(np.cumsum(shares[order]), mass))
+    limit = distance[order[min(last, len(order) - 1)]]
+    kept: Ids = places[distance <= limit]
+    return kept
+
+
+def _probable(logits: Row, params: SamplingParams) -> tuple[Ids | None, Weights]:
+    """Return the tokens that pass top-k, top-p and min-p, by id, and their weights; the best weighs 1."""
     best = logits.max()
     if params.top_k > 0:
         ids = top_ids(logits, params.top_k)
@@ -223,26 +289,38 @@ def best_ids(logits: Row, count: int) -> Ids:
 class SamplingState:
     """What a sequence's choices depend on beside its logits: tokens seen, and its own random numbers.
 
-    Number i depends on the seed and on i alone (Philox is stable across numpy versions). Owned by the engine
-    thread.
+    Number i depends on the seed, the sequence's `index` in its request and on i alone (Philox is stable
+    across numpy versions). Owned by the engine thread.
     """
 
-    def __init__(self, request: SequenceRequest) -> None:
+    def __init__(self, request: SequenceRequest, *, index: int = 0) -> None:
         self._params = request.sampling
         self._min_new_tokens = request.min_new_tokens
         self._ending_ids = _sorted_ids(request.eos_token_ids | request.stop_token_ids)
         self._seen = SeenTokens(request.prompt_ids) if self._params.repetition_penalty != 1 else None
-        self._generator = None if self._params.is_greedy else _generator(self._params.seed)
-        self._plain = Choice(self._params)
+        is_counted = self._params.frequency_penalty != 0 or self._params.presence_penalty != 0
+        self._counts = TokenCounts(self._params) if is_counted else None
+        self._generator = None if self._params.is_greedy else _generator(self._params.seed + index)
+        self._bias = _bias(self._params)
+        self._allowed_ids = self._allowed()
+        self._plain = Choice(
+            self._params,
+            shifts=(self._bias,) if self._bias else (),
+            allowed_ids=self._allowed_ids,
+        )
 
-    def choice(self, num_output: int) -> Choice:
+    def choice(self, num_output: int, *, mask: NDArray[np.uint32] | None = None) -> Choice:
         """Return how to choose the token after `num_output` others. Consumes one random number."""
         is_blocked = num_output < self._min_new_tokens and len(self._ending_ids) > 0
-        if self._generator is None and self._seen is None and not is_blocked:
+        is_plain = self._seen is None and self._counts is None and mask is None and not is_blocked
+        if is_plain and self._generator is None:
             return self._plain
         return Choice(
             self._params,
             seen_ids=self._seen.ids if self._seen else None,
+            shifts=self._plain.shifts + ((self._counts.penalties,) if self._counts else ()),
+            allowed_ids=self._allowed_ids,
+            mask=mask,
             blocked_ids=self._ending_ids if is_blocked else None,
             uniform=self._generator.random() if self._generator else 0.0,
         )
@@ -251,6 +329,41 @@ class SamplingState:
         """Remember a token that was chosen."""
         if self._seen is not None:
             self._seen.add(token_id)
+        if self._counts is not None:
+            self._counts.add(token_id)
+
+    def _allowed(self) -> Ids | None:
+        """Return the tokens that may be chosen, those that end the text included; None for all."""
+        allowed = self._params.allowed_token_ids
+        return _sorted_ids({*allowed, *self._ending_ids.tolist()}) if allowed else None
+
+
+class TokenCounts:
+    """How often each token was generated, as penalties on their logits."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._each, self._once = params.frequency_penalty, params.presence_penalty
+        self._places: dict[int, int] = {}
+        self._ids = np.empty(64, np.int64)
+        self._amounts = np.empty(64, np.float32)
+
+    @property
+    def penalties(self) -> Shift:
+        """What to add to the logits: views that hold until the next `add`."""
+        count = len(self._places)
+        return Shift(self._ids[:count], self._amounts[:count])
+
+    def add(self, token_id: int) -> None:
+        """Count a token that was generated."""
+        place = self._places.get(token_id)
+        if place is not None:
+            self._amounts[place] -= self._each
+            return
+        place = self._places[token_id] = len(self._places)
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
+            self._amounts = np.concatenate([self._amounts, np.empty_like(self._amounts)])
+        self._ids[place], self._amounts[place] = token_id, -self._each - self._once
 
 
 class SeenTokens:
@@ -281,5 +394,12 @@ def _sorted_ids(token_ids: Iterable[int]) -> Ids:
     return np.array(sorted(token_ids), np.int64)
 
 
+def _bias(params: SamplingParams) -> Shift | None:
+    if not params.logit_bias:
+        return None
+    ids, amounts = zip(*params.logit_bias.items(), strict=True)
+    return Shift(np.array(ids, np.int64), np.array(amounts, np.float32))
+
+
 def _generator(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed))
+    return np.random.Generator(np.random.Philox(key=seed % 2**64))

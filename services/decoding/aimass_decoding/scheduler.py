@@ -1,6 +1,7 @@
 """Decides what the engine computes next. A pure data structure: no clock, no model, no threads.
 
-A step is one run of the graph: either one chunk of one prompt, or one token of every decoding sequence.
+A step is one run of the graph: either one chunk of one prompt, or one token of every decoding sequence. A
+prompt that lies in a slot already, whole, needs no run: its sequence forks off that slot.
 
 - Order of prompts: higher priority first; within a priority the earlier deadline first, where a missing or a
   far deadline counts as `assumed_deadline_s` after arrival. So nobody is passed by later arrivals for longer
@@ -11,18 +12,24 @@ A step is one run of the graph: either one chunk of one prompt, or one token of 
 - Decodes cannot starve prompts: the debt is paid after `1 / (max_decode_slowdown - 1)` times the chunk's
   time, and a prompt without progress for `max_prefill_wait_s` runs without regard to it.
 - A prompt is always cut into the same chunks, so that its numbers do not depend on its neighbours.
+- Slots are given out lowest first, so that decode steps have few rows. A prompt that ended in such a slot
+  and may be of use again moves to a free slot, over the one used least recently; at most `max_kept_prefixes`
+  stay.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
+from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.prefixes import Match, Prefix, Prefixes
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.slots import Slots
 
@@ -35,12 +42,23 @@ _Key = tuple[float, float, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Copy the first tokens of a slot's cache to another slot."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillStep:
     """Compute `count` prompt tokens of a sequence, after the `start` that are in its slot."""
 
     sequence: Sequence
     start: int
     count: int
+    moves: tuple[Move, ...] = ()
+    """Copies to make before, in this order."""
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -54,6 +72,21 @@ class PrefillStep:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkStep:
+    """Give a sequence the prompt of another slot, and the logits [vocab] that followed it. Runs no graph."""
+
+    sequence: Sequence
+    logits: NDArray[np.float32]
+    moves: tuple[Move, ...] = ()
+    """Copies to make before, in this order."""
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The one sequence."""
+        return (self.sequence,)
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeStep:
     """Compute one more token of each of these sequences. Rows 0 to `num_rows` run, holes included."""
 
@@ -61,23 +94,18 @@ class DecodeStep:
     num_rows: int
 
 
-Step = PrefillStep | DecodeStep
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Copy a slot's cache to another slot, which a sequence owns from now on."""
-
-    source: int
-    target: int
-    num_tokens: int
+Step = PrefillStep | ForkStep | DecodeStep
 
 
 class Scheduler:
     """Waiting and running sequences, and the slots between them. Owned by the engine thread."""
 
-    def __init__(self, config: EngineConfig, *, num_slots: int, max_len: int) -> None:
+    def __init__(
+        self, config: EngineConfig, *, num_slots: int, max_len: int, can_copy_slots: bool = True
+    ) -> None:
         self._config = config
+        self._can_copy_slots = can_copy_slots
+        self._prefixes = Prefixes(chunk_tokens=config.max_prefill_tokens_per_step)
         self._max_len = max_len
         self._slots = Slots(num_slots)
         self._waiting: list[tuple[_Key, Sequence]] = []  # sorted
@@ -116,6 +144,15 @@ class Scheduler:
         return self._active.values()
 
     @property
+    def num_kept_prefixes(self) -> int:
+        """Free slots whose prompt is kept for later ones that start alike."""
+        return sum(1 for slot in self._slots.free if slot in self._prefixes)
+
+    def num_kept_tokens(self, slot: int) -> int:
+        """Return how many tokens at the start of a slot must not be overwritten, whoever owns it."""
+        return self._prefixes.num_tokens(slot)
+
+    @property
     def max_len(self) -> int:
         """Longest sequence in tokens, prompt and output together."""
         return self._max_len
@@ -140,10 +177,13 @@ class Scheduler:
         if sequence.num_prompt_tokens + 1 > self._max_len:
             num_tokens = sequence.num_prompt_tokens
             raise InputTooLong("prompt", num_tokens=num_tokens, max_tokens=self._max_len - 1)
+        sequence.scope = self._scope_of(sequence)
+        match = self._match(sequence)
+        sequence.num_expected_reuse = 0 if match is None else match.num_tokens
         self._refuse_lost_deadline(sequence, now_s)
         self._refuse_overload(sequence, now_s)
         bisect.insort(self._waiting, (self._key(sequence), sequence))
-        self._queue_tokens += sequence.num_prompt_tokens
+        self._queue_tokens += sequence.num_queue_tokens
         self._next_expiry_s = min(self._next_expiry_s, sequence.expires_at_s)
 
     def expired(self, now_s: float) -> list[Sequence]:
@@ -156,18 +196,29 @@ class Scheduler:
         self._next_expiry_s = min(on_time, default=math.inf)
         return late
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its slot. Does nothing when that was done before."""
+    def remove(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        """Forget a sequence and free its slot. Does nothing when that was done before.
+
+        What its slot holds is kept for prompts that start alike, if it is sound.
+        """
         if sequence.stage is Stage.WAITING:
             self._leave_queue(sequence)
         elif sequence.stage is not Stage.DONE:
             del self._active[sequence.slot]
             self._slots.release(sequence.slot)
+            self._keep_prefix(sequence.slot, is_sound=is_sound)
         sequence.stage = Stage.DONE
+
+    def forget_prefixes(self) -> None:
+        """Share nothing of what the slots hold now: it may not be what it should."""
+        self._prefixes = Prefixes(chunk_tokens=self._config.max_prefill_tokens_per_step)
 
     def schedule(self, now_s: float) -> Step | None:
         """Return what to compute next; None when there is nothing."""
         prompt = self._next_prompt()
+        fork = self._fork_step(prompt, now_s)
+        if fork is not None:
+            return fork
         decoding = [s for _, s in sorted(self._active.items()) if s.stage is Stage.DECODING]
         if prompt is not None and self._may_prefill(prompt, decoding, now_s):
             return self._prefill_step(prompt, now_s)
@@ -175,10 +226,20 @@ class Scheduler:
             return DecodeStep(tuple(decoding), self._slots.high_water)
         return None
 
-    def commit(self, step: Step, *, now_s: float, seconds: float) -> None:
-        """Record that a step ran, in `seconds` of computing, and what that makes of its sequences."""
+    def commit(
+        self, step: Step, *, now_s: float, seconds: float, logits: NDArray[np.float32] | None = None
+    ) -> None:
+        """Record that a step ran, in `seconds` of computing, and what that makes of its sequences.
+
+        `logits` [vocab] are those that follow a prompt which is complete; without them, none is shared whole.
+        """
+        if isinstance(step, ForkStep):
+            step.sequence.stage = Stage.DECODING
+            step.sequence.last_progress_s = now_s
+            return
         if isinstance(step, PrefillStep):
             self._commit_prefill(step, now_s=now_s, seconds=seconds)
+            self._share_prompt(step.sequence, logits)
             return
         self._prefill_tokens_since_decode = 0
         self._decode_cost.observe(seconds)
@@ -196,9 +257,11 @@ class Scheduler:
         while self._slots.is_mostly_holes or (moves and self._slots.num_taken < self._slots.high_water):
             sequence = self._active.pop(self._slots.high_water - 1)
             source, target = sequence.slot, self._slots.acquire()
+            moves.extend(self._make_room(target, beside=None))
             self._slots.release(source)
             self._active[target] = sequence
             sequence.slot = target
+            self._prefixes.move(source, target)
             moves.append(Move(source, target, sequence.num_cached))
         return moves
 
@@ -212,7 +275,7 @@ class Scheduler:
         place = bisect.bisect_left(self._waiting, (self._key(sequence),))
         assert self._waiting[place][1] is sequence, "a waiting sequence is not where its key sorts it"
         del self._waiting[place]
-        self._queue_tokens -= sequence.num_prompt_tokens
+        self._queue_tokens -= sequence.num_queue_tokens
 
     def _next_prompt(self) -> Sequence | None:
         """Return the most urgent prompt that has a slot or could have one."""
@@ -236,7 +299,11 @@ class Scheduler:
         return self._config.max_prefill_tokens_per_step
 
     def _chunk_tokens(self, prompt: Sequence) -> int:
-        return min(prompt.num_prompt_left, self._max_chunk)
+        num_left = prompt.num_prompt_left
+        if prompt.stage is Stage.WAITING:  # its expectation may be out of date
+            match = self._match(prompt)
+            num_left = prompt.num_prompt_tokens - (match.num_tokens if match else 0)
+        return min(num_left, self._max_chunk)
 
     @staticmethod
     def _slows_down(prompt: Sequence, decoding: list[Sequence]) -> bool:
@@ -244,13 +311,78 @@ class Scheduler:
         return any(sequence.first_token_s < prompt.arrival_s for sequence in decoding)
 
     def _prefill_step(self, prompt: Sequence, now_s: float) -> PrefillStep:
+        moves: list[Move] = []
         if prompt.stage is Stage.WAITING:
-            self._leave_queue(prompt)
-            self._departures.record(prompt.num_prompt_tokens, now_s)
-            prompt.slot = self._slots.acquire()
-            prompt.stage = Stage.PREFILLING
-            self._active[prompt.slot] = prompt
-        return PrefillStep(prompt, prompt.num_cached, self._chunk_tokens(prompt))
+            moves = self._enter_slot(prompt, self._match(prompt), now_s)
+        return PrefillStep(prompt, prompt.num_cached, self._chunk_tokens(prompt), tuple(moves))
+
+    def _fork_step(self, prompt: Sequence | None, now_s: float) -> ForkStep | None:
+        """Return the step of a prompt that lies in a slot already, whole."""
+        if prompt is None or prompt.stage is not Stage.WAITING:
+            return None
+        match = self._match(prompt)
+        if match is None or match.logits is None:
+            return None
+        return ForkStep(prompt, match.logits, tuple(self._enter_slot(prompt, match, now_s)))
+
+    def _enter_slot(self, prompt: Sequence, match: Match | None, now_s: float) -> list[Move]:
+        """Give a waiting sequence a slot, and what a match says is computed of its prompt."""
+        self._leave_queue(prompt)
+        self._departures.record(prompt.num_queue_tokens, now_s)
+        prompt.slot = self._slots.acquire()
+        prompt.stage = Stage.PREFILLING
+        self._active[prompt.slot] = prompt
+        moves = self._make_room(prompt.slot, beside=match)
+        if match is None:
+            return moves
+        if match.slot != prompt.slot:  # else its start stays where it is
+            self._prefixes.touch(match.slot)
+            moves.append(Move(match.slot, prompt.slot, match.num_tokens))
+        prompt.num_cached = prompt.num_reused = match.num_tokens
+        self._share_prompt(prompt, match.logits)
+        return moves
+
+    def _scope_of(self, sequence: Sequence) -> Hashable:
+        """Return what a sequence may share its prompt with: all of its salt, or those of its own request."""
+        if self._config.max_kept_prefixes > 0 and sequence.request.memory is None:
+            return ("salt", sequence.request.cache_salt)
+        return None if sequence.group is None else ("group", sequence.group)
+
+    def _match(self, prompt: Sequence) -> Match | None:
+        if not self._can_copy_slots:
+            return None
+        return self._prefixes.longest_match(prompt.request.prompt_ids, prompt.scope)
+
+    def _share_prompt(self, sequence: Sequence, logits: NDArray[np.float32] | None) -> None:
+        """Let other prompts use what is computed of this one."""
+        if sequence.scope is None or not self._can_copy_slots:
+            return
+        prompt_ids = sequence.request.prompt_ids
+        is_complete = sequence.num_cached >= len(prompt_ids)
+        known = logits.copy() if logits is not None and is_complete else None
+        self._prefixes.put(sequence.slot, Prefix(prompt_ids, sequence.num_cached, sequence.scope, known))
+
+    def _keep_prefix(self, slot: int, *, is_sound: bool) -> None:
+        """Keep what a slot that is free now holds, within the bound; the least recently used gives way."""
+        if not is_sound:
+            self._prefixes.drop(slot)
+        while self.num_kept_prefixes > self._config.max_kept_prefixes:
+            oldest = self._prefixes.oldest(self._slots.free)
+            assert oldest is not None, "more than none are kept"
+            self._prefixes.drop(oldest)
+
+    def _make_room(self, slot: int, *, beside: Match | None) -> list[Move]:
+        """Move what a slot, taken just now, holds for later prompts to a free slot, if it is worth it."""
+        moves: list[Move] = []
+        free = [s for s in self._slots.free if beside is None or s != beside.slot]
+        if self._prefixes.is_worth_keeping(slot, beside=beside) and free:
+            empty = [s for s in free if s not in self._prefixes]
+            target = max(empty) if empty else self._prefixes.oldest(free)
+            assert target is not None, "a free slot is empty, or holds something"
+            moves.append(Move(slot, target, self._prefixes.num_tokens(slot)))
+            self._prefixes.move(slot, target)
+        self._prefixes.drop(slot)
+        return moves
 
     def _commit_prefill(self, step: PrefillStep, *, now_s: float, seconds: float) -> None:
         sequence = step.sequence
@@ -276,7 +408,7 @@ class Scheduler:
         deadline_s = sequence.request.deadline_s
         if deadline_s is None:
             return
-        least_s = self._prefill_token_cost.seconds * sequence.num_prompt_tokens
+        least_s = self._prefill_token_cost.seconds * sequence.num_prompt_left
         least_s += self._decode_cost.seconds * max(0, sequence.request.min_new_tokens - 1)
         if now_s + (least_s if self.has_work else 0) > deadline_s:
             raise DeadlineExceeded(phase="admission")
@@ -295,7 +427,7 @@ class Scheduler:
         )
 
     def _refuse_overload(self, sequence: Sequence, now_s: float) -> None:
-        num_tokens = self._queue_tokens + sequence.num_prompt_tokens
+        num_tokens = self._queue_tokens + sequence.num_queue_tokens
         excess = num_tokens - self._config.max_queue_tokens
         if self._waiting and excess > 0:
             detail = f"{self._queue_tokens} prompt tokens wait already, {self._config.max_queue_tokens} may"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from aimass_decoding.masks import MaskFeed
 from aimass_decoding.outlet import Outlet
 from aimass_decoding.request import SequenceRequest, SequenceTimings
 from aimass_decoding.sampler import SamplingState
@@ -34,9 +36,19 @@ class Sequence:
     arrival_s: float
     submitted_ns: int
     sampling: SamplingState
+    scope: Hashable = None
+    """Its prompt may be shared with those of sequences of the same scope; None shares nothing."""
+    group: int | None = None
+    """Number of the first sequence of its request, when the request asked for several."""
+    index: int = 0
+    """Its place among the sequences of its request. Those after the first expect to share its prompt."""
     stage: Stage = Stage.WAITING
     slot: int = 0
     """Row of the cache; means nothing while WAITING or DONE."""
+    num_expected_reuse: int = 0
+    """Prompt tokens that others' slots held when it arrived."""
+    num_reused: int = 0
+    """Prompt tokens that were copied instead of computed."""
     num_cached: int = 0
     """Tokens whose keys and values are in the slot."""
     last_token: int = 0
@@ -47,6 +59,8 @@ class Sequence:
     """When its last chunk was computed; its arrival before that."""
     first_token_s: float = math.inf
     """When its first token came; infinity before that."""
+    masks: MaskFeed | None = None
+    """What its next token may be; None for anything."""
     outlet: Outlet | None = None
     """Where its tokens go. Belongs to the caller's event loop, but for its `loop`."""
     prefill_ns: int = 0
@@ -61,8 +75,15 @@ class Sequence:
 
     @property
     def num_prompt_left(self) -> int:
-        """Prompt tokens still to be computed."""
+        """Prompt tokens still to be computed; while it waits, those that it expects to be."""
+        if self.stage is Stage.WAITING:
+            return self.num_queue_tokens - min(self.num_expected_reuse, self.num_queue_tokens)
         return max(0, self.num_prompt_tokens - self.num_cached)
+
+    @property
+    def num_queue_tokens(self) -> int:
+        """What it counts for in the queue, in tokens: its prompt, unless it expects to share another's."""
+        return self.num_prompt_tokens if self.index == 0 else 0
 
     @property
     def num_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 
 class Slots:
@@ -25,6 +26,11 @@ class Slots:
     def num_free(self) -> int:
         """How many nobody has."""
         return len(self._free)
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Those nobody has, in no order."""
+        return self._free
 
     @property
     def num_taken(self) -> int:

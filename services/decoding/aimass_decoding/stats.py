@@ -36,8 +36,22 @@ class EngineStats:
     num_decode_steps: int
     num_prompt_tokens: int
     """Prompt tokens computed."""
+    num_reused_prompt_tokens: int
+    """Prompt tokens copied from another slot, or there already, instead of computed."""
     num_output_tokens: int
     """Tokens chosen."""
+    num_kept_prefixes: int
+    """Prompts kept in free slots for later ones that start alike."""
+    num_slot_copies: int
+    """Copies between slots: shared prompts, kept ones that made room, and compaction."""
+    num_runs_by_threads: Mapping[int, int]
+    """Runs of the graph by number of threads; empty when it is fixed."""
+    num_thread_trials: int
+    """Runs that only tried whether another number of threads is faster."""
+    num_thread_changes: int
+    """How often another number of threads was taken."""
+    mask_wait_ms: Mapping[str, float]
+    """Milliseconds that a step waited for the mask of a sequence: `count`, `p50`, `p95`, `max`."""
     release_ms: Mapping[str, float]
     """Milliseconds from cancel or deadline to the release of the slot: `count`, `p50`, `p95`, `max`."""
 
@@ -87,5 +101,8 @@ class Counters:
     num_prefill_steps: int = 0
     num_decode_steps: int = 0
     num_prompt_tokens: int = 0
+    num_reused_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_slot_copies: int = 0
+    mask_wait_ms: Histogram = field(default_factory=Histogram)
     release_ms: Histogram = field(default_factory=Histogram)

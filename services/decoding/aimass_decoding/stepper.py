@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from typing import assert_never
 
@@ -12,11 +13,12 @@ import numpy as np
 from aimass_serving.errors import AimassError, DeadlineExceeded, ModelFailed
 from numpy.typing import NDArray
 
+from aimass_decoding.masks import Mask, MaskFeed
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import FinishReason, SequenceFinish, TokenDelta, TokenLogprob
 from aimass_decoding.runner import Runner
-from aimass_decoding.sampler import Chosen, choose, logprob_of
-from aimass_decoding.scheduler import DecodeStep, PrefillStep, Scheduler, Step
+from aimass_decoding.sampler import Choice, Chosen, choose, logprob_of
+from aimass_decoding.scheduler import DecodeStep, ForkStep, Move, PrefillStep, Scheduler, Step
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import Counters
 
@@ -39,6 +41,8 @@ class Stepper:
         model: str,
         permit: AbstractContextManager[object],
         publish: Publish,
+        mask_executor: Executor,
+        max_mask_wait_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -48,6 +52,8 @@ class Stepper:
         self._model = model
         self._permit = permit
         self._publish = publish
+        self._mask_executor = mask_executor
+        self._max_mask_wait_s = max_mask_wait_s
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self._events: list[tuple[Sequence, Event]] = []
@@ -57,6 +63,8 @@ class Stepper:
         self.counters.num_submitted += 1
         try:
             self._scheduler.submit(sequence, self._clock())
+            if sequence.request.new_mask is not None:
+                sequence.masks = MaskFeed(sequence.request.new_mask, self._mask_executor)
         except AimassError as error:
             self.counters.num_refused += 1
             sequence.stage = Stage.DONE
@@ -66,7 +74,7 @@ class Stepper:
         """Free what a sequence holds because nobody wants it any more. Does nothing when it has ended."""
         if sequence.stage is Stage.DONE:
             return
-        self._scheduler.remove(sequence)
+        self._remove(sequence)
         self.counters.num_cancelled += 1
         self.counters.release_ms.record(1e3 * (self._clock() - cancelled_at_s))
 
@@ -89,7 +97,8 @@ class Stepper:
         """Run, sample and commit one step. What goes wrong costs only the sequences of this step."""
         try:
             logits, seconds = self._run(step)
-            chosen = self._sample(step, logits)
+            choices = self._choices(step)
+            chosen = None if choices is None else choose(logits, _rows_of(step), choices)
             self._commit(step, logits, chosen, seconds)
         except Exception as error:
             _LOGGER.exception("a step of %d sequences of model %s failed", len(step.sequences), self._model)
@@ -104,53 +113,87 @@ class Stepper:
                     logits = self._prefill(step)
                 case DecodeStep():
                     logits = self._decode(step)
+                case ForkStep():
+                    self._begin(step)
+                    logits = step.logits[np.newaxis]
                 case _:
                     assert_never(step)
             return logits, self._clock() - started_s
 
     def _prefill(self, step: PrefillStep) -> NDArray[np.float32]:
         sequence = step.sequence
-        if step.start == 0:
-            sequence.prefill_ns = self._wall_clock_ns()
-            self._runner.set_memory(sequence.slot, sequence.request.memory)
+        self._begin(step)
         chunk = sequence.request.prompt_ids[step.start : step.start + step.count]
         self.counters.num_prefill_steps += 1
         self.counters.num_prompt_tokens += step.count
         return self._runner.prefill(sequence.slot, chunk, start=step.start)[np.newaxis]
 
+    def _begin(self, step: PrefillStep | ForkStep) -> None:
+        """Bring into the slot what others' slots hold of the prompt, and the source that belongs to it."""
+        sequence = step.sequence
+        self._copy(step.moves)
+        if sequence.prefill_ns:
+            return
+        sequence.prefill_ns = self._wall_clock_ns()
+        self._runner.set_memory(sequence.slot, sequence.request.memory)
+        self.counters.num_reused_prompt_tokens += sequence.num_reused
+
     def _decode(self, step: DecodeStep) -> NDArray[np.float32]:
         """Run every row up to the highest. A hole, or a slot whose prompt is not complete, gets token 0.
 
-        That token lands behind what the slot holds, where the next real token overwrites it.
+        That token lands behind what the slot holds, be it kept for later prompts only, where the next real
+        token overwrites it.
         """
         token_ids = np.zeros(step.num_rows, np.int64)
-        lengths = np.zeros(step.num_rows, np.int64)
+        lengths = np.array([self._scheduler.num_kept_tokens(slot) for slot in range(step.num_rows)])
         for sequence in self._scheduler.active:
             lengths[sequence.slot] = sequence.num_cached
             token_ids[sequence.slot] = sequence.last_token
         self.counters.num_decode_steps += 1
         return self._runner.decode(token_ids, lengths)
 
-    def _sample(self, step: Step, logits: NDArray[np.float32]) -> Chosen | None:
-        """Return a token for each sequence of the step; None while a prompt is not complete."""
+    def _choices(self, step: Step) -> list[Choice] | None:
+        """Return how to choose a token for each sequence of the step; None while a prompt is not complete.
+
+        A sequence whose mask fails ends here; what is chosen for it means nothing.
+        """
         if isinstance(step, PrefillStep) and not step.is_last_chunk:
             return None
-        choices = [s.sampling.choice(s.num_output) for s in step.sequences]
-        return choose(logits, _rows_of(step), choices)
+        return [s.sampling.choice(s.num_output, mask=self._mask_of(s)) for s in step.sequences]
+
+    def _mask_of(self, sequence: Sequence) -> Mask | None:
+        if sequence.masks is None:
+            return None
+        started_s = self._clock()
+        try:
+            return sequence.masks.take(self._max_mask_wait_s)
+        except AimassError as error:
+            self._fail_sequence(sequence, error)
+        except Exception as error:
+            _LOGGER.exception("the mask of a sequence of model %s failed", self._model)
+            detail = f"the mask of the next token raised {type(error).__name__}"
+            self._fail_sequence(sequence, ModelFailed(self._model, detail=detail))
+        finally:
+            self.counters.mask_wait_ms.record(1e3 * (self._clock() - started_s))
+        return None
 
     def _commit(self, step: Step, logits: NDArray[np.float32], chosen: Chosen | None, seconds: float) -> None:
-        self._scheduler.commit(step, now_s=self._clock(), seconds=seconds)
+        is_prompt = chosen is not None and isinstance(step, PrefillStep)
+        prompt_logits = logits[0] if is_prompt else None
+        self._scheduler.commit(step, now_s=self._clock(), seconds=seconds, logits=prompt_logits)
         if chosen is None:
             return
         rows, token_ids, is_finite = _rows_of(step), chosen.token_ids.tolist(), chosen.is_finite.tolist()
         for sequence, row, token_id, is_number in zip(
             step.sequences, rows, token_ids, is_finite, strict=True
         ):
+            if sequence.stage is Stage.DONE:
+                continue
             if is_number:
                 self._accept(sequence, token_id, logits[row])
             else:
-                self.counters.num_failed += 1
-                self._end(sequence, ModelFailed(self._model, detail="its logits are not numbers"))
+                detail = "its logits are not numbers, or no token is allowed"
+                self._fail_sequence(sequence, ModelFailed(self._model, detail=detail))
 
     def _accept(self, sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> None:
         """Give a sequence its next token, and end it when that is the last."""
@@ -166,7 +209,9 @@ class Stepper:
         elif reason is not None:
             self._finish(sequence, reason, (token_id,), _logprobs(sequence, token_id, logits))
         else:
-            delta = TokenDelta((token_id,), _logprobs(sequence, token_id, logits))
+            if sequence.masks is not None:
+                sequence.masks.accept(token_id)
+            delta = TokenDelta((token_id,), _logprobs(sequence, token_id, logits), index=sequence.index)
             self._events.append((sequence, delta))
 
     def _reason_to_end(self, sequence: Sequence, token_id: int) -> FinishReason | None:
@@ -188,23 +233,35 @@ class Stepper:
         *,
         stop_token_id: int | None = None,
     ) -> None:
-        self._scheduler.remove(sequence)
+        self._remove(sequence)
         self.counters.num_finished[reason] += 1
         sequence.finished_ns = self._wall_clock_ns()
-        finish = SequenceFinish(reason, stop_token_id, sequence.num_output, sequence.timings)
-        self._events.append((sequence, TokenDelta(token_ids, logprobs, finish)))
+        finish = SequenceFinish(
+            reason, stop_token_id, sequence.num_output, sequence.timings, sequence.num_reused
+        )
+        self._events.append((sequence, TokenDelta(token_ids, logprobs, finish, index=sequence.index)))
 
-    def _end(self, sequence: Sequence, error: AimassError) -> None:
+    def _remove(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        self._scheduler.remove(sequence, is_sound=is_sound)
+        if sequence.masks is not None:
+            sequence.masks.close()
+
+    def _end(self, sequence: Sequence, error: AimassError, *, is_sound: bool = True) -> None:
         """End a sequence with an error."""
-        self._scheduler.remove(sequence)
+        self._remove(sequence, is_sound=is_sound)
         sequence.finished_ns = self._wall_clock_ns()
         self._events.append((sequence, error))
 
     def _fail(self, step: Step, error: ModelFailed) -> None:
         for sequence in step.sequences:
             if sequence.stage is not Stage.DONE:
-                self.counters.num_failed += 1
-                self._end(sequence, error)
+                self._fail_sequence(sequence, error)
+        self._scheduler.forget_prefixes()
+
+    def _fail_sequence(self, sequence: Sequence, error: AimassError) -> None:
+        """End a sequence by the model's fault, or its mask's. What its slot holds is not to be trusted."""
+        self.counters.num_failed += 1
+        self._end(sequence, error, is_sound=False)
 
     def _drop_expired(self) -> None:
         """End sequences whose time has passed, before they cost another step."""
@@ -220,7 +277,11 @@ class Stepper:
     def _compact(self) -> None:
         if not self._runner.can_copy_slots:
             return
-        for move in self._scheduler.compact():
+        self._copy(self._scheduler.compact())
+
+    def _copy(self, moves: Iterable[Move]) -> None:
+        for move in moves:
+            self.counters.num_slot_copies += 1
             self._runner.copy_slot(move.source, move.target, num_tokens=move.num_tokens)
             self._runner.copy_memory(move.source, move.target)
 
@@ -235,7 +296,7 @@ _PHASES = {Stage.WAITING: "queue", Stage.PREFILLING: "prefill", Stage.DECODING: 
 
 def _rows_of(step: Step) -> list[int]:
     """Return the row of the step's logits that belongs to each of its sequences."""
-    return [0] if isinstance(step, PrefillStep) else [sequence.slot for sequence in step.sequences]
+    return [sequence.slot for sequence in step.sequences] if isinstance(step, DecodeStep) else [0]
 
 
 def _logprobs(sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> tuple[TokenLogprob, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -153,6 +154,18 @@ class FakeClock:
         self.now_s += seconds
 
 
+class InlineExecutor(Executor):
+    """Does at once, in the caller's thread, what it is given."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class SteppedEngine:
     """The engine without its thread: a test submits, aborts and steps, and moves the clock.
 
@@ -182,6 +195,7 @@ class SteppedEngine:
             self.scheduler,
             model="fake",
             permit=nullcontext(),
+            mask_executor=InlineExecutor(),
             publish=self._publish,
             clock=self.clock,
             wall_clock_ns=lambda: int(self.clock() * 1e9),
@@ -190,10 +204,20 @@ class SteppedEngine:
 
     def submit(self, request: SequenceRequest) -> EngineSequence:
         """Hand in a request, as the engine thread would find it in its inbox."""
-        sequence = fake_sequence(request, number=self._num_submitted, now_s=self.clock())
-        self._num_submitted += 1
-        self.stepper.submit(sequence)
-        return sequence
+        return self.submit_all(request)[0]
+
+    def submit_all(self, request: SequenceRequest) -> list[EngineSequence]:
+        """Hand in a request; return all of its sequences."""
+        first = self._num_submitted
+        self._num_submitted += request.num_sequences
+        group = first if request.num_sequences > 1 else None
+        sequences = [
+            fake_sequence(request, number=first + index, now_s=self.clock(), group=group, index=index)
+            for index in range(request.num_sequences)
+        ]
+        for sequence in sequences:
+            self.stepper.submit(sequence)
+        return sequences
 
     def run(self) -> None:
         """Step until nothing is left to do."""
@@ -254,13 +278,22 @@ class TimedRunner:
         self._inner.copy_memory(source, target)
 
 
-def fake_sequence(request: SequenceRequest, *, number: int = 0, now_s: float = 0.0) -> EngineSequence:
+def fake_sequence(
+    request: SequenceRequest,
+    *,
+    number: int = 0,
+    now_s: float = 0.0,
+    group: int | None = None,
+    index: int = 0,
+) -> EngineSequence:
     """Return a sequence as it enters the scheduler."""
     return EngineSequence(
         request,
         number=number,
         arrival_s=now_s,
         submitted_ns=int(now_s * 1e9),
-        sampling=SamplingState(request),
+        sampling=SamplingState(request, index=index),
+        group=group,
+        index=index,
         last_progress_s=now_s,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.request import SamplingParams, SequenceRequest
@@ -46,6 +48,8 @@ class EngineMachine(RuleBasedStateMachine):
         deadline_in_s=st.none() | st.floats(0, 5),
         limit_in_s=st.none() | st.floats(0, 5),
         temperature=st.sampled_from([0.0, 1.0]),
+        family=st.integers(0, 2),
+        cache_salt=st.sampled_from(["", "other"]),
     )
     def join(
         self,
@@ -55,12 +59,15 @@ class EngineMachine(RuleBasedStateMachine):
         deadline_in_s: float | None,
         limit_in_s: float | None,
         temperature: float,
+        family: int,
+        cache_salt: str,
     ) -> Sequence:
         now_s, number = self.engine.clock(), len(self.submitted)
         request = SequenceRequest(
             f"r{number}",
-            (np.arange(num_prompt_tokens) * 7 + number) % 32,
+            (np.arange(num_prompt_tokens) * 7 + family) % 32,
             max_new_tokens,
+            cache_salt=cache_salt,
             sampling=SamplingParams(temperature=temperature, seed=number),
             priority=priority,
             deadline_s=None if deadline_in_s is None else now_s + deadline_in_s,
@@ -69,6 +76,17 @@ class EngineMachine(RuleBasedStateMachine):
         sequence = self.engine.submit(request)
         self.submitted.append(sequence)
         return sequence
+
+    @rule(num_sequences=st.integers(2, 4), num_prompt_tokens=st.integers(1, 12), family=st.integers(0, 2))
+    def join_together(self, num_sequences: int, num_prompt_tokens: int, family: int) -> None:
+        request = SequenceRequest(
+            f"r{len(self.submitted)}",
+            (np.arange(num_prompt_tokens) * 7 + family) % 32,
+            6,
+            sampling=SamplingParams(temperature=1.0, seed=9),
+            num_sequences=num_sequences,
+        )
+        self.submitted.extend(self.engine.submit_all(request))
 
     @rule(sequence=consumes(live))
     def cancel(self, sequence: Sequence) -> None:
@@ -91,10 +109,14 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(holders) == len(set(holders)) == self.engine.scheduler.num_active <= NUM_SLOTS
 
     @invariant()
+    def kept_prompts_lie_in_free_slots(self) -> None:
+        assert self.engine.scheduler.num_kept_prefixes <= NUM_SLOTS - self.engine.scheduler.num_active
+
+    @invariant()
     def the_queue_counts_its_tokens(self) -> None:
         waiting = [s for s in self.submitted if s.stage is Stage.WAITING]
         assert self.engine.scheduler.num_waiting == len(waiting)
-        assert self.engine.scheduler.queue_tokens == sum(s.num_prompt_tokens for s in waiting)
+        assert self.engine.scheduler.queue_tokens == sum(s.num_queue_tokens for s in waiting)
 
     def teardown(self) -> None:
         self.engine.run()
@@ -104,7 +126,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert ended != (sequence in self.cancelled), "every request has exactly one outcome"
             assert sequence.stage is Stage.DONE
             tokens = self.engine.tokens_of(sequence)
-            assert tokens == expected_tokens(unhurried(sequence.request))[: len(tokens)]
+            assert tokens == expected_tokens(alone_as(sequence))[: len(tokens)]
         self.the_counters_add_up()
 
     def the_counters_add_up(self) -> None:
@@ -115,10 +137,11 @@ class EngineMachine(RuleBasedStateMachine):
         assert counters.num_failed == 0
 
 
-def unhurried(request: SequenceRequest) -> SequenceRequest:
-    return SequenceRequest(
-        request.request_id, request.prompt_ids, request.max_new_tokens, sampling=request.sampling
-    )
+def alone_as(sequence: Sequence) -> SequenceRequest:
+    """Return what this sequence is when nobody hurries it, and its request asked for it only."""
+    request = sequence.request
+    sampling = replace(request.sampling, seed=request.sampling.seed + sequence.index)
+    return SequenceRequest(request.request_id, request.prompt_ids, request.max_new_tokens, sampling=sampling)
 
 
 TestEngineMachine = EngineMachine.TestCase

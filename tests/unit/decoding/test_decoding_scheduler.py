@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.request import SequenceRequest
-from aimass_decoding.scheduler import DecodeStep, Move, PrefillStep, Scheduler
+from aimass_decoding.scheduler import DecodeStep, Move, PrefillStep, Scheduler, Step
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.testing import fake_sequence
 from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
@@ -15,7 +15,9 @@ MAX_LEN = 1000
 
 
 def scheduler(*, num_slots: int = 4, **settings: float) -> Scheduler:
-    return Scheduler(EngineConfig(**settings), num_slots=num_slots, max_len=MAX_LEN)  # type: ignore[arg-type]
+    """A scheduler that shares no prompts: the sequences below all have the same."""
+    config = EngineConfig(max_kept_prefixes=0, **settings)  # type: ignore[arg-type]
+    return Scheduler(config, num_slots=num_slots, max_len=MAX_LEN)
 
 
 def sequence(
@@ -54,7 +56,7 @@ def decode(of: Scheduler, now_s: float = 0.0, seconds: float = 0.0) -> DecodeSte
     return step
 
 
-def any_step(of: Scheduler) -> PrefillStep | DecodeStep:
+def any_step(of: Scheduler) -> Step:
     step = of.schedule(0)
     assert step is not None
     of.commit(step, now_s=0, seconds=0)

@@ -53,8 +53,8 @@ def test_tokens_are_the_greedy_ones_of_each_sequence_alone() -> None:
 
 def test_two_sequences_advance_in_one_run_of_the_graph() -> None:
     sut = engine()
-    for _ in range(2):
-        sut.submit(request())
+    for first in range(2):
+        sut.submit(request(first, 2, 3))
     sut.run()
     assert sut.decoder.runs == [(1, 3), (1, 3)] + [(2, 1)] * 4
 
