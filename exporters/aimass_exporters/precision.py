@@ -77,3 +77,27 @@ ENCODER_BOUNDS: dict[Precision, EncoderBounds] = {
     # MiniLM: cosine at least 0.946, 83 % of neighbours: for coarse search only.
     Precision.INT4: EncoderBounds(None, 0.90, 0.75, 2e-2),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechBounds:
+    """What a speech model must reach against fp32 PyTorch on the same weights, on recorded speech."""
+
+    max_relative_error_encoder: float
+    """Of all keys and values of the sources: root of the summed squares, against PyTorch's."""
+    max_abs_diff_logits: float | None
+    min_top1_agreement: float
+    max_kl_divergence: float
+    """Mean over the positions of PyTorch's own text, in nats."""
+    max_token_error_rate: float
+    """Tokens inserted, deleted or replaced in what the graphs write by themselves, by those of PyTorch."""
+    golden_tolerance_std: float
+
+
+SPEECH_BOUNDS: dict[Precision, SpeechBounds] = {
+    # The same arithmetic in another order; the same words to the last.
+    Precision.FP32: SpeechBounds(1e-4, 1e-3, 0.995, 1e-5, 0.0, 1e-3),
+    # Blocks of 32 with 8 bits, both graphs: 2 % in the keys and values of tiny.en, 3 % of its tokens. A word
+    # that PyTorch itself is unsure of may turn, and takes the commas after it along.
+    Precision.INT8: SpeechBounds(0.05, None, 0.97, 0.005, 0.05, 0.1),
+}

