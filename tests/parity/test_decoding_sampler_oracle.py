@@ -7,17 +7,19 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from aimass_decoding.request import SamplingParams
-from aimass_decoding.sampler import Choice, adjust, nucleus
+from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_decoding.sampler import SamplingState, adjust, nucleus
 from numpy.typing import NDArray
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 VOCAB = 5000
@@ -28,6 +30,8 @@ def processors(how: SamplingParams) -> LogitsProcessorList:
     chain: list[LogitsProcessor] = []
     if how.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(how.repetition_penalty))
+    if how.logit_bias:
+        chain.append(SequenceBiasLogitsProcessor([[[i], bias] for i, bias in how.logit_bias.items()]))
     chain.append(TemperatureLogitsWarper(how.temperature))
     if how.top_k:
         chain.append(TopKLogitsWarper(how.top_k))
@@ -35,6 +39,8 @@ def processors(how: SamplingParams) -> LogitsProcessorList:
         chain.append(TopPLogitsWarper(how.top_p))
     if how.min_p:
         chain.append(MinPLogitsWarper(how.min_p))
+    if how.typical_p < 1:
+        chain.append(TypicalLogitsWarper(how.typical_p))
     return LogitsProcessorList(chain)
 
 
@@ -49,11 +55,11 @@ def expected_probabilities(
 def probabilities(
     logits: NDArray[np.float32], seen: NDArray[np.int64], how: SamplingParams
 ) -> NDArray[np.float64]:
-    has_penalty = how.repetition_penalty != 1
-    row = adjust(logits, Choice(how, seen_ids=np.unique(seen) if has_penalty else None))
+    state = SamplingState(SequenceRequest("oracle", seen, 1, sampling=how))
+    row = adjust(logits, state.choice(0))
     ids, weights = nucleus(row, how)
     result = np.zeros(len(logits))
-    result[ids] = weights / weights.sum(dtype=np.float64)
+    result[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
     return result
 
 
@@ -71,6 +77,10 @@ def probabilities(
         SamplingParams(temperature=0.9, top_k=40, top_p=0.8, min_p=0.02),
         SamplingParams(temperature=1.1, top_p=0.9, repetition_penalty=1.3),
         SamplingParams(temperature=1.0, top_k=20, repetition_penalty=0.8),
+        SamplingParams(temperature=1.0, typical_p=0.9),
+        SamplingParams(temperature=0.8, typical_p=0.2),
+        SamplingParams(temperature=1.2, top_k=100, top_p=0.95, min_p=0.01, typical_p=0.7),
+        SamplingParams(temperature=1.0, top_k=50, repetition_penalty=1.2, logit_bias={7: 8.5, 4000: -3.0}),
     ],
 )
 def test_the_filtered_distribution_is_that_of_transformers(how: SamplingParams, spread: float) -> None:

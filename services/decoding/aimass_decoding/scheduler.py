@@ -336,11 +336,19 @@ class Scheduler:
         if match is None:
             return moves
         if match.slot != prompt.slot:  # else its start stays where it is
-            self._prefixes.touch(match.slot)
+            self._touch(match)
             moves.append(Move(match.slot, prompt.slot, match.num_tokens))
         prompt.num_cached = prompt.num_reused = match.num_tokens
         self._share_prompt(prompt, match.logits)
         return moves
+
+    def _touch(self, match: Match) -> None:
+        """Count a slot as used now; forget what a free slot holds when its copy holds as much."""
+        is_needed = match.slot in self._active or self._prefixes.is_worth_keeping(match.slot, beside=match)
+        if is_needed:
+            self._prefixes.touch(match.slot)
+        else:
+            self._prefixes.drop(match.slot)
 
     def _scope_of(self, sequence: Sequence) -> Hashable:
         """Return what a sequence may share its prompt with: all of its salt, or those of its own request."""

@@ -17,7 +17,7 @@ from aimass_decoding.masks import Mask, MaskFeed
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import FinishReason, SequenceFinish, TokenDelta, TokenLogprob
 from aimass_decoding.runner import Runner
-from aimass_decoding.sampler import Choice, Chosen, choose, logprob_of
+from aimass_decoding.sampler import Chosen, choose, logprob_of
 from aimass_decoding.scheduler import DecodeStep, ForkStep, Move, PrefillStep, Scheduler, Step
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import Counters
@@ -97,9 +97,12 @@ class Stepper:
         """Run, sample and commit one step. What goes wrong costs only the sequences of this step."""
         try:
             logits, seconds = self._run(step)
-            choices = self._choices(step)
-            chosen = None if choices is None else choose(logits, _rows_of(step), choices)
-            self._commit(step, logits, chosen, seconds)
+            is_unfinished = isinstance(step, PrefillStep) and not step.is_last_chunk
+            prompt_logits = None if is_unfinished or isinstance(step, DecodeStep) else logits[0]
+            self._scheduler.commit(step, now_s=self._clock(), seconds=seconds, logits=prompt_logits)
+            if not is_unfinished:
+                choices = [s.sampling.choice(s.num_output, mask=self._mask_of(s)) for s in step.sequences]
+                self._accept_all(step, logits, choose(logits, _rows_of(step), choices))
         except Exception as error:
             _LOGGER.exception("a step of %d sequences of model %s failed", len(step.sequences), self._model)
             self._fail(step, ModelFailed(self._model, detail=f"a step raised {type(error).__name__}"))
@@ -152,16 +155,8 @@ class Stepper:
         self.counters.num_decode_steps += 1
         return self._runner.decode(token_ids, lengths)
 
-    def _choices(self, step: Step) -> list[Choice] | None:
-        """Return how to choose a token for each sequence of the step; None while a prompt is not complete.
-
-        A sequence whose mask fails ends here; what is chosen for it means nothing.
-        """
-        if isinstance(step, PrefillStep) and not step.is_last_chunk:
-            return None
-        return [s.sampling.choice(s.num_output, mask=self._mask_of(s)) for s in step.sequences]
-
     def _mask_of(self, sequence: Sequence) -> Mask | None:
+        """Return the mask of a sequence's next token. If that fails, so does the sequence."""
         if sequence.masks is None:
             return None
         started_s = self._clock()
@@ -177,12 +172,8 @@ class Stepper:
             self.counters.mask_wait_ms.record(1e3 * (self._clock() - started_s))
         return None
 
-    def _commit(self, step: Step, logits: NDArray[np.float32], chosen: Chosen | None, seconds: float) -> None:
-        is_prompt = chosen is not None and isinstance(step, PrefillStep)
-        prompt_logits = logits[0] if is_prompt else None
-        self._scheduler.commit(step, now_s=self._clock(), seconds=seconds, logits=prompt_logits)
-        if chosen is None:
-            return
+    def _accept_all(self, step: Step, logits: NDArray[np.float32], chosen: Chosen) -> None:
+        """Give the sequences of a step their next tokens, but for those that have failed."""
         rows, token_ids, is_finite = _rows_of(step), chosen.token_ids.tolist(), chosen.is_finite.tolist()
         for sequence, row, token_id, is_number in zip(
             step.sequences, rows, token_ids, is_finite, strict=True

@@ -262,3 +262,56 @@ def test_seen_tokens_grow_beyond_their_first_memory() -> None:
     for token in range(500):
         seen.add(token)
     assert sorted(seen.ids.tolist()) == list(range(500))
+
+
+def test_frequency_and_presence_penalties_count_what_was_generated_and_not_the_prompt() -> None:
+    how = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25)
+    state = SamplingState(SequenceRequest("r", np.array([1, 2]), 9, sampling=how))
+    for token_id in (3, 4, 3, 3):
+        state.accept(token_id)
+    logits = np.zeros(6, np.float32)
+    assert adjust(logits, state.choice(4)).tolist() == [0, 0, 0, -1.75, -0.75, 0]
+
+
+def test_counts_grow_beyond_their_first_memory() -> None:
+    how = SamplingParams(frequency_penalty=1)
+    state = SamplingState(SequenceRequest("r", np.array([1]), 999, sampling=how))
+    for token_id in [*range(200), *range(100)]:
+        state.accept(token_id)
+    row = adjust(np.zeros(300, np.float32), state.choice(300))
+    assert row.tolist() == [-2] * 100 + [-1] * 100 + [0] * 100
+
+
+def test_a_bias_is_added_after_the_penalties() -> None:
+    how = SamplingParams(repetition_penalty=2, logit_bias={0: 1.5, 2: -100})
+    state = SamplingState(SequenceRequest("r", np.array([0]), 9, sampling=how))
+    assert adjust(np.array([4, 1, 3], np.float32), state.choice(0)).tolist() == [3.5, 1, -97]
+
+
+def test_only_allowed_tokens_and_those_that_end_the_text_may_be_chosen() -> None:
+    how = SamplingParams(allowed_token_ids=(4, 2))
+    asked = SequenceRequest("r", np.array([0]), 9, sampling=how, eos_token_ids=frozenset([1]))
+    row = adjust(np.ones(6, np.float32), SamplingState(asked).choice(0))
+    assert np.flatnonzero(np.isfinite(row)).tolist() == [1, 2, 4]
+
+
+@given(st.sets(st.integers(0, 99)), st.integers(60, 100))
+def test_a_mask_keeps_the_tokens_of_its_bits(allowed: set[int], vocab_size: int) -> None:
+    mask = np.zeros(4, np.uint32)
+    for token_id in allowed:
+        mask[token_id // 32] |= np.uint32(1 << (token_id % 32))
+    row = adjust(np.ones(vocab_size, np.float32), Choice(SamplingParams(), mask=mask))
+    assert set(np.flatnonzero(np.isfinite(row)).tolist()) == {i for i in allowed if i < vocab_size}
+
+
+def test_tokens_beyond_the_end_of_a_mask_are_not_allowed() -> None:
+    row = adjust(np.ones(70, np.float32), Choice(SamplingParams(), mask=np.full(2, 2**32 - 1, np.uint32)))
+    assert np.flatnonzero(np.isfinite(row)).tolist() == list(range(64))
+
+
+def test_sequences_of_a_request_draw_other_numbers() -> None:
+    asked = SequenceRequest("r", np.array([1]), 9, sampling=SamplingParams(temperature=1, seed=2**64 - 1))
+    wrapped = SequenceRequest("r", np.array([1]), 9, sampling=SamplingParams(temperature=1, seed=0))
+    draws = [SamplingState(asked, index=index).choice(0).uniform for index in range(3)]
+    assert len(set(draws)) == 3
+    assert draws[1] == SamplingState(wrapped).choice(0).uniform, "the seed is a number of 64 bits"
