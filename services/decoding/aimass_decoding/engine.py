@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.golden import replay_golden
-from aimass_decoding.outlet import Event, Outlet
+from aimass_decoding.outlet import Event, Interest, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
 from aimass_decoding.runner import DecoderGeometry, DecoderRunner
 from aimass_decoding.sampler import SamplingState
@@ -122,32 +122,43 @@ class DecodingEngine:
         """Start the engine thread. Once."""
         self._thread.start()
 
-    async def generate(self, request: SequenceRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: SequenceRequest, *, interest: Interest | None = None
+    ) -> AsyncGenerator[TokenDelta, None]:
         """Run a request's sequences to their ends; give tokens as they come, several to a slow reader.
 
         Of each sequence, the last delta, and no other, has a `finish`; a request has one sequence unless it
-        asked for several. Closing the generator early frees the slots by the next step. Raises `InvalidField`
-        and `InputTooLong` for what does not fit the model, `Draining`, `Overloaded`, `DeadlineExceeded`, and
-        `ModelFailed` when the graph fails or gives no numbers. An error ends all sequences of the request.
+        asked for several, of which `interest` may give up some. Closing the generator early frees the slots
+        by the next step. Raises `InvalidField` and `InputTooLong` for what does not fit the model, `Draining`,
+        `Overloaded`, `DeadlineExceeded`, and `ModelFailed` when the graph fails or gives no numbers. An error
+        ends all sequences of the request.
         """
         self._refuse_unfit(request)
+        interest = interest or Interest()
         sequences, outlet = self._submit(request)
+        interest.on_loss(lambda index: self._abort([sequences[index]]))
         seen: set[int] = set()
-        num_ended = 0
+        running = set(range(len(sequences)))
         try:
-            while num_ended < len(sequences):
+            while any(index in interest for index in running):
                 delta = await outlet.read()
+                if delta.index not in interest:
+                    continue
                 if delta.index not in seen:
                     seen.add(delta.index)
                     delta = replace(delta, timings=sequences[delta.index].timings)
-                num_ended += delta.finish is not None
+                if delta.finish is not None:
+                    running.discard(delta.index)
                 yield delta
         finally:
-            if num_ended < len(sequences):
-                cancelled_at_s = time.monotonic()
-                for sequence in sequences:
-                    self._inbox.put(partial(self._stepper.abort, sequence, cancelled_at_s))
+            self._abort([sequences[index] for index in running if index in interest])
             _emit_phases(sequences)
+
+    def _abort(self, sequences: list[Sequence]) -> None:
+        """Give sequences up. Those that have ended meanwhile are left alone."""
+        cancelled_at_s = time.monotonic()
+        for sequence in sequences:
+            self._inbox.put(partial(self._stepper.abort, sequence, cancelled_at_s))
 
     async def drain(self) -> None:
         """Take no new sequences, and return when all have ended."""

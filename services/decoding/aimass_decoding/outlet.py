@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from aimass_serving.errors import AimassError
 
@@ -10,6 +11,32 @@ from aimass_decoding.request import TokenDelta
 
 Event = TokenDelta | AimassError
 """What happened to a sequence. An error, or a delta with a finish, is the last."""
+
+
+class Interest:
+    """Which sequences of a request its reader still wants. Belongs to the reader's event loop."""
+
+    def __init__(self) -> None:
+        self._lost: set[int] = set()
+        self._on_loss: Callable[[int], None] = _ignore
+
+    def __contains__(self, index: int) -> bool:
+        """Whether a sequence is still wanted."""
+        return index not in self._lost
+
+    def lose(self, index: int) -> None:
+        """Give up one sequence of the request: its slot is free by the next step, and no more comes."""
+        if index in self:
+            self._lost.add(index)
+            self._on_loss(index)
+
+    def on_loss(self, callback: Callable[[int], None]) -> None:
+        """Call this with the index of each sequence that is given up from now on."""
+        self._on_loss = callback
+
+
+def _ignore(index: int) -> None:
+    return
 
 
 class Outlet:

@@ -229,6 +229,8 @@ class SequenceTimings:
     finished_ns: int = 0
     num_steps: int = 0
     """Decode steps the sequence took part in."""
+    num_reused_prompt_tokens: int = 0
+    """Prompt tokens that were not computed for this sequence: another's were copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +243,6 @@ class SequenceFinish:
     num_output_tokens: int
     """Tokens produced, the one that ended the sequence included."""
     timings: SequenceTimings
-    num_reused_prompt_tokens: int = 0
-    """Prompt tokens that were not computed for this sequence: another's were copied."""
 
 
 @dataclass(frozen=True, slots=True)

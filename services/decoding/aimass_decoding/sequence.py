@@ -103,5 +103,10 @@ class Sequence:
     def timings(self) -> SequenceTimings:
         """When each phase began."""
         return SequenceTimings(
-            self.submitted_ns, self.prefill_ns, self.first_token_ns, self.finished_ns, self.num_steps
+            self.submitted_ns,
+            self.prefill_ns,
+            self.first_token_ns,
+            self.finished_ns,
+            self.num_steps,
+            self.num_reused,
         )

@@ -227,9 +227,7 @@ class Stepper:
         self._remove(sequence)
         self.counters.num_finished[reason] += 1
         sequence.finished_ns = self._wall_clock_ns()
-        finish = SequenceFinish(
-            reason, stop_token_id, sequence.num_output, sequence.timings, sequence.num_reused
-        )
+        finish = SequenceFinish(reason, stop_token_id, sequence.num_output, sequence.timings)
         self._events.append((sequence, TokenDelta(token_ids, logprobs, finish, index=sequence.index)))
 
     def _remove(self, sequence: Sequence, *, is_sound: bool = True) -> None:

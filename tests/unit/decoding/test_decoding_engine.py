@@ -12,7 +12,8 @@ import pytest
 from aimass_decoding import engine as engine_module
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
-from aimass_decoding.request import FinishReason, SequenceRequest
+from aimass_decoding.outlet import Interest
+from aimass_decoding.request import FinishReason, SamplingParams, SequenceRequest
 from aimass_decoding.testing import FakeDecoder, fake_engine, hashed_logits
 from aimass_serving.errors import (
     BadBundle,
@@ -20,6 +21,7 @@ from aimass_serving.errors import (
     Draining,
     InputTooLong,
     InvalidField,
+    ModelFailed,
     Overloaded,
 )
 from numpy.typing import NDArray
@@ -267,3 +269,88 @@ async def test_limits_are_those_of_config_and_model() -> None:
     with fake_engine(hashed_logits(), EngineConfig(max_slots=3), max_positions=50) as engine:
         assert (engine.max_context_tokens, engine.max_concurrent_sequences) == (50, 3)
         assert engine.execution_provider == "CPUExecutionProvider"
+
+
+def several(num_sequences: int, **settings: Any) -> SequenceRequest:
+    how = SamplingParams(temperature=1.0, seed=4)
+    return request(sampling=how, num_sequences=num_sequences, **settings)
+
+
+async def test_several_sequences_of_a_request_come_side_by_side_and_each_ends_once() -> None:
+    with fake_engine(hashed_logits()) as engine:
+        deltas = [delta async for delta in engine.generate(several(3))]
+        single = request(sampling=SamplingParams(temperature=1.0, seed=6))
+        alone = await tokens_of(engine, single)
+    tokens = {index: [i for d in deltas if d.index == index for i in d.token_ids] for index in range(3)}
+    assert tokens[2] == alone, "sequence 2 draws with the seed plus 2"
+    assert sorted(delta.index for delta in deltas if delta.finish is not None) == [0, 1, 2]
+    firsts = [delta.index for delta in deltas if delta.timings is not None]
+    assert sorted(firsts) == [0, 1, 2]
+
+
+async def test_one_sequence_is_given_up_and_the_others_go_on() -> None:
+    interest = Interest()
+    with fake_engine(hashed_logits()) as engine:
+        ended = []
+        async for delta in engine.generate(several(3, max_new_tokens=40), interest=interest):
+            interest.lose(1)
+            assert delta.index != 1 or delta.finish is None
+            if delta.finish is not None:
+                ended.append(delta.index)
+        await engine.drain()
+        stats = engine.stats()
+    assert sorted(ended) == [0, 2]
+    assert stats.num_cancelled == 1
+    assert stats.num_slots_taken == 0
+
+
+async def test_giving_up_all_sequences_ends_the_stream() -> None:
+    interest = Interest()
+    with fake_engine(hashed_logits()) as engine:
+        async for _ in engine.generate(several(2, max_new_tokens=40), interest=interest):
+            interest.lose(0)
+            interest.lose(1)
+        await engine.drain()
+        assert engine.stats().num_cancelled == 2
+
+
+async def test_leaving_a_request_gives_up_all_of_its_sequences() -> None:
+    with fake_engine(hashed_logits(), EngineConfig(max_slots=2)) as engine:
+        stream = engine.generate(several(5, max_new_tokens=40))
+        await anext(stream)
+        await stream.aclose()
+        await engine.drain()
+        stats = engine.stats()
+    assert stats.num_cancelled == 5
+    assert stats.num_waiting == stats.num_slots_taken == 0
+
+
+async def test_a_fault_of_one_sequence_ends_the_request() -> None:
+    def break_second_decode(input_ids: NDArray[np.int64]) -> None:
+        if len(input_ids) == 3:
+            raise RuntimeError("broken")
+
+    with fake_engine(FakeDecoder(hashed_logits(), before_run=break_second_decode)) as engine:
+        with pytest.raises(ModelFailed):
+            async for _ in engine.generate(several(3)):
+                pass
+        await engine.drain()
+        assert engine.stats().num_slots_taken == 0
+
+
+async def test_biases_and_allowed_tokens_outside_the_vocabulary_are_refused() -> None:
+    with fake_engine(hashed_logits()) as engine:
+        for how in (SamplingParams(logit_bias={32: 1.0}), SamplingParams(allowed_token_ids=(1, -1))):
+            with pytest.raises(InvalidField):
+                await tokens_of(engine, request(sampling=how))
+
+
+async def test_what_is_shared_and_kept_is_in_the_statistics() -> None:
+    with fake_engine(hashed_logits(), EngineConfig(max_prefill_tokens_per_step=2)) as engine:
+        for last in range(3):
+            await tokens_of(engine, request(1, 2, 3, 4, last))
+        stats = engine.stats()
+    assert stats.num_reused_prompt_tokens == 8
+    assert stats.num_prompt_tokens == 7
+    assert stats.num_kept_prefixes > 0
+    assert stats.num_runs_by_threads == {}

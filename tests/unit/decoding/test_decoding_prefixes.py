@@ -56,7 +56,7 @@ def test_a_prompt_that_starts_like_the_last_one_computes_only_the_rest() -> None
     end = sut.end_of(sequence)
     assert isinstance(end, TokenDelta)
     assert end.finish is not None
-    assert end.finish.num_reused_prompt_tokens == 8
+    assert end.finish.timings.num_reused_prompt_tokens == 8
 
 
 def test_a_prompt_that_is_there_whole_runs_no_prompt_at_all() -> None:
