@@ -34,7 +34,8 @@ def options(num_beams: int, *, max_new_tokens: int = 4, length_penalty: float = 
 
 def log_probs(tokens: tuple[int, ...]) -> NDArray[np.float64]:
     logits = hashed_logits(VOCAB)(tokens).astype(np.float64)
-    return logits - np.log(np.exp(logits).sum())
+    scores: NDArray[np.float64] = logits - np.log(np.exp(logits).sum())
+    return scores
 
 
 def best_of_all(max_new_tokens: int, length_penalty: float) -> float:
@@ -129,10 +130,10 @@ def test_more_beams_than_slots_are_refused() -> None:
     assert beams.num_free_slots == 2
 
 
-@pytest.mark.parametrize("fields", [{"num_beams": 0}, {"max_new_tokens": 0}])
-def test_options_out_of_range_are_refused(fields: dict[str, int]) -> None:
+@pytest.mark.parametrize(("num_beams", "max_new_tokens"), [(0, 3), (2, 0)])
+def test_options_out_of_range_are_refused(num_beams: int, max_new_tokens: int) -> None:
     with pytest.raises(InvalidField, match="at least 1"):
-        BeamOptions(**({"num_beams": 2, "max_new_tokens": 3} | fields), eos_token_ids=frozenset())
+        BeamOptions(num_beams, max_new_tokens, frozenset())
 
 
 def test_a_search_that_is_done_takes_no_more() -> None:
