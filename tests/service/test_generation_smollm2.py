@@ -104,12 +104,19 @@ async def test_twenty_prompts_with_eight_streams_at_once_give_the_greedy_tokens_
 
 
 async def test_chat_answers_a_plain_question(stub: GenerationServiceAsyncStub) -> None:
-    chat: Any = {"messages": [{"role": "user", "content": "What is the capital of Italy?"}]}
+    chat: Any = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
     greedy: Any = {"temperature": 0}
     whole = await stub.Complete(pb.CompleteRequest(model=MODEL, chat=chat, sampling=greedy), timeout=300)
-    assert "Rome" in whole.text
+    assert whole.text == "The capital of France is Paris."
     assert whole.finish.reason == pb.FINISH_REASON_EOS
-    assert "<|im_end|>" not in whole.text
+
+
+async def test_conversation_laid_out_by_the_caller_is_answered_too(stub: GenerationServiceAsyncStub) -> None:
+    """Without the system message that the template would add; special tokens in a text are taken as such."""
+    text = "<|im_start|>user\nWhat is the capital of Italy?<|im_end|>\n<|im_start|>assistant\n"
+    greedy: Any = {"temperature": 0}
+    whole = await stub.Complete(pb.CompleteRequest(model=MODEL, text=text, sampling=greedy), timeout=300)
+    assert whole.text == "The capital of Italy is Rome."
 
 
 async def _served(stub: GenerationServiceAsyncStub, prompt: str) -> Reference:
