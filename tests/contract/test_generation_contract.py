@@ -43,7 +43,7 @@ def test_generate_and_complete_take_the_same_request() -> None:
 def test_every_sampling_option_of_the_wire_reaches_the_engine() -> None:
     wire = names_of(options_pb2.SamplingOptions.DESCRIPTOR)
     assert wire == {field.name for field in fields(SamplingOptions)}
-    assert wire == {field.name for field in fields(decoding.SamplingParams)}
+    assert wire <= {field.name for field in fields(decoding.SamplingParams)}
 
 
 def test_every_stopping_option_of_the_wire_reaches_the_engine() -> None:
