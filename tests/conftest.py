@@ -138,3 +138,14 @@ def minilm_model() -> Oracle:
 def silero_store() -> Path:
     """A store with the real `silero-vad`."""
     return _store("silero-vad", "silero-vad")
+
+
+@pytest.fixture(scope="session")
+def spoken() -> Any:
+    """Ten seconds of a person speaking, 16 kHz: a recording that a package carries."""
+    from aimass_exporters.packages import fetch_package, pinned_packages
+    from aimass_speech.audio import AudioFormat, decode_audio
+
+    folder = fetch_package(pinned_packages()["moonshine-voice"])
+    content = (folder / "moonshine_voice/assets/beckett.wav").read_bytes()
+    return decode_audio(content, AudioFormat(), max_audio_s=60)

@@ -15,3 +15,15 @@ class SpeechConfig:
     """Frames that may wait for voice activity detection; more are refused. A frame is 32 ms."""
     max_detector_batch: int = 64
     """Streams whose frames are computed in one run."""
+    max_slots: int = 16
+    """Windows that a recogniser decodes together; each takes some 20 MB with the smallest model."""
+    max_queue_windows: int = 256
+    """Windows of recordings that may wait for a decoder; more are refused."""
+    file_windows: int = 4
+    """Windows of one recording that are in work at once."""
+    short_window_margin_s: float = 2.0
+    """Silence that a short window is filled up with, instead of a full window of it; 0 always fills it up."""
+    short_window_floor_s: float = 10.0
+    """No window is shorter than this."""
+    max_live_streams: int = 256
+    """Streams of recognition at once; more are refused."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from aimass.model.v1.manifest_pb2 import TASK_VOICE_ACTIVITY_DETECTION, Task
+from aimass.model.v1.manifest_pb2 import TASK_SPEECH_RECOGNITION, TASK_VOICE_ACTIVITY_DETECTION, Task
 from aimass_serving.errors import InvalidField, ModelNotFound
 from aimass_serving.registry import HostedEngine, ModelRegistry, ServedModel
 
 from aimass_speech.detector import VoiceActivityEngine
+from aimass_speech.recognizer import RecognitionEngine
 
 SpeechRegistry = ModelRegistry[HostedEngine]
 K = TypeVar("K", bound=HostedEngine)
@@ -28,6 +29,26 @@ def detector_named(registry: SpeechRegistry, model: str, *, field: str = "model"
     """
     name = model or _only_name(registry, TASK_VOICE_ACTIVITY_DETECTION, field)
     return engine_of(registry.get(name, task=TASK_VOICE_ACTIVITY_DETECTION), VoiceActivityEngine)
+
+
+def detector_for(registry: SpeechRegistry, *, is_wanted: bool | None) -> VoiceActivityEngine | None:
+    """Return a detector for a recogniser; None when the caller wants none, or left it open and there is none.
+
+    Raises `ModelNotFound` when one is wanted and there is none.
+    """
+    if is_wanted is False:
+        return None
+    ready = [m for m in registry.models() if m.ref.task == TASK_VOICE_ACTIVITY_DETECTION and m.is_ready]
+    if ready:
+        return engine_of(ready[0], VoiceActivityEngine)
+    if is_wanted:
+        raise ModelNotFound("for voice activity detection", available=[])
+    return None
+
+
+def recognizer_named(registry: SpeechRegistry, model: str) -> RecognitionEngine:
+    """Return the named recogniser. Raises `ModelNotFound`, `ModelNotReady`, `WrongTask`."""
+    return engine_of(registry.get(model, task=TASK_SPEECH_RECOGNITION), RecognitionEngine)
 
 
 def _only_name(registry: SpeechRegistry, task: Task.ValueType, field: str) -> str:

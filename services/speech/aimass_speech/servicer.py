@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import grpc
 from aimass.speech.v1.detection_service_pb2_grpc import add_SpeechDetectionServiceServicer_to_server
+from aimass.speech.v1.recognition_service_pb2_grpc import add_SpeechRecognitionServiceServicer_to_server
 
-from aimass_speech import detection_servicer
+from aimass_speech import detection_servicer, recognition_servicer
 from aimass_speech.detection_servicer import SpeechDetectionServicer
+from aimass_speech.recognition_servicer import SpeechRecognitionServicer
 from aimass_speech.served import SpeechRegistry
 
 
 def register(server: grpc.aio.Server, registry: SpeechRegistry) -> Sequence[str]:
     """Add the servicers; return their full names."""
     add_SpeechDetectionServiceServicer_to_server(SpeechDetectionServicer(registry), server)
-    return [detection_servicer.SERVICE_NAME]
+    add_SpeechRecognitionServiceServicer_to_server(SpeechRecognitionServicer(registry), server)
+    return [detection_servicer.SERVICE_NAME, recognition_servicer.SERVICE_NAME]

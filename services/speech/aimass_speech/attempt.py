@@ -1,0 +1,160 @@
+"""One attempt at the text of a window: greedy, drawn, or a beam search over several slots.
+
+Owned by the decoding thread. Knows logits and slots' tokens; must not know graphs, audio or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aimass_speech.token_rules import TokenRules, log_softmax
+from aimass_speech.window import Reading
+
+
+class Attempt(Protocol):
+    """Chooses tokens, one step at a time."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The newest token of each slot in use, slot by slot."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens chosen so far; the newest has not been fed yet."""
+
+    def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
+        """Choose the next tokens from logits [slots, vocab], or [1, vocab] the first time.
+
+        Return for each slot the slot whose cache it must go on from, or None when the attempt is over.
+        """
+
+    def readings(self) -> list[Reading]:
+        """Return the outputs, best first. Only after the end."""
+
+
+class SingleAttempt:
+    """One output: the most probable token each time, or one drawn at a temperature."""
+
+    def __init__(
+        self, rules: TokenRules, *, end_of_text: int, max_new_tokens: int, temperature: float, seed: int
+    ) -> None:
+        self._rules = rules
+        self._end_of_text = end_of_text
+        self._max_new_tokens = max_new_tokens
+        self._temperature = temperature
+        self._random = np.random.default_rng(seed)
+        self._output: list[int] = []
+        self._logprobs: list[float] = []
+        self._is_ended = False
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self._output[-1:]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._output)
+
+    def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
+        row = logits[0].copy()
+        self._rules.apply(row, self._output)
+        logprobs = log_softmax(row)
+        token = self._choose(logprobs)
+        self._logprobs.append(float(logprobs[token]))
+        if token == self._end_of_text:
+            self._is_ended = True
+            return None
+        self._output.append(token)
+        return [0] if len(self._output) < self._max_new_tokens else None
+
+    def readings(self) -> list[Reading]:
+        total, count = sum(self._logprobs), len(self._output) + 1
+        return [Reading(tuple(self._output), tuple(self._logprobs[: len(self._output)]), total / count)]
+
+    def _choose(self, logprobs: NDArray[np.float32]) -> int:
+        if self._temperature == 0:
+            return int(logprobs.argmax())
+        noise = self._random.gumbel(size=len(logprobs)).astype(np.float32)
+        return int((logprobs / self._temperature + noise).argmax())
+
+
+@dataclass(frozen=True, slots=True)
+class _Beam:
+    """A beginning of an output."""
+
+    output: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    score: float
+
+    def reading(self) -> Reading:
+        return Reading(self.output, self.logprobs[: len(self.output)], self.score / (len(self.output) + 1))
+
+
+class BeamAttempt:
+    """The most probable outputs of a beam search: `num_beams` beginnings go on, each in a slot of its own.
+
+    Ends when as many outputs have ended. Source: `BeamSearchDecoder` of OpenAI's whisper, patience 1.
+    """
+
+    def __init__(self, rules: TokenRules, *, end_of_text: int, max_new_tokens: int, num_beams: int) -> None:
+        self._rules = rules
+        self._end_of_text = end_of_text
+        self._max_new_tokens = max_new_tokens
+        self._num_beams = num_beams
+        self._beams = [_Beam((), (), 0.0)]
+        self._ended: list[_Beam] = []
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return [beam.output[-1] for beam in self._beams]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._beams[0].output)
+
+    def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
+        candidates = sorted(self._candidates(logits), key=lambda item: -item[1].score)
+        beams, parents = [], []
+        for parent, beam in candidates:
+            if beam.output[-1] == self._end_of_text:
+                ended = _Beam(beam.output[:-1], beam.logprobs, beam.score)
+                self._ended.append(ended)
+            else:
+                beams.append(beam)
+                parents.append(parent)
+            if len(beams) == self._num_beams:
+                break
+        self._beams = beams or self._beams
+        is_over = len(self._ended) >= self._num_beams or not beams
+        return None if is_over or self.num_tokens >= self._max_new_tokens else parents
+
+    def readings(self) -> list[Reading]:
+        unended = self._beams if len(self._ended) < self._num_beams else []
+        readings = [beam.reading() for beam in (*self._ended, *unended)]
+        return sorted(readings, key=lambda reading: -reading.avg_logprob)[: self._num_beams]
+
+    def _candidates(self, logits: NDArray[np.float32]) -> list[tuple[int, _Beam]]:
+        """Return `(parent, beam)` for the best tokens after each beginning."""
+        found = []
+        for parent, (beam, row) in enumerate(zip(self._beams, logits, strict=False)):
+            allowed = row.copy()
+            self._rules.apply(allowed, beam.output)
+            logprobs = log_softmax(allowed)
+            best = np.argpartition(-logprobs, self._num_beams)[: self._num_beams + 1]
+            for token in best:
+                logprob = float(logprobs[token])
+                if np.isfinite(logprob):
+                    found.append(
+                        (
+                            parent,
+                            _Beam(
+                                (*beam.output, int(token)), (*beam.logprobs, logprob), beam.score + logprob
+                            ),
+                        )
+                    )
+        return found

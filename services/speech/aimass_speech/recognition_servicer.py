@@ -1,0 +1,104 @@
+"""`SpeechRecognitionService`: translates between the wire and the recognisers, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+from aimass.speech.v1 import recognition_service_pb2 as pb
+from aimass.speech.v1.recognition_service_pb2_grpc import SpeechRecognitionServiceServicer
+from aimass_serving.request_context import request_context
+from aimass_serving.telemetry import annotate, emit_phase
+from numpy.typing import NDArray
+
+from aimass_speech.audio import decode_audio
+from aimass_speech.recognition import RecognitionOptions, Transcript
+from aimass_speech.recognition_messages import recognition_options, segment_pb
+from aimass_speech.served import SpeechRegistry, detector_for, recognizer_named
+from aimass_speech.speech_spans import DetectionOptions, SpeechSpan, speech_spans
+from aimass_speech.wire import audio_format, duration_of_samples
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SpeechRecognitionService"].full_name
+
+CUTTING = DetectionOptions(min_speech_s=0.1, min_silence_s=0.3, padding_s=0.25)
+"""What is cut away before recognition: little, as a lost word costs more than a second of silence."""
+
+
+class SpeechRecognitionServicer(SpeechRecognitionServiceServicer):
+    """Answers with the recognisers in the registry."""
+
+    def __init__(self, registry: SpeechRegistry) -> None:
+        self._registry = registry
+
+    async def Recognize(self, request: pb.RecognizeRequest, context: Any) -> pb.RecognizeResponse:  # noqa: N802
+        """Return what is said in a whole recording."""
+        call = request_context(context, request.request_id)
+        options = recognition_options(request.options, field="options")
+        packed = audio_format(request.format, field="format")
+        engine = recognizer_named(self._registry, request.model)
+        engine.check_options(options)
+        clock = _PhaseClock(call.received_ns)
+        samples = await asyncio.to_thread(
+            decode_audio, request.audio, packed, max_audio_s=engine.config.max_audio_s
+        )
+        audio_ms = clock.lap("audio")
+        spans = await self._spans(samples, options)
+        detection_ms = clock.lap("voice_activity")
+        transcript = await engine.recognize(samples, options, spans=spans, deadline_s=call.deadline_s)
+        clock.lap("recognize")
+        annotate({"gen_ai.operation.name": "transcription", "gen_ai.request.model": request.model})
+        response = _response(transcript, num_samples=len(samples))
+        response.timings.audio_ms, response.timings.voice_activity_ms = audio_ms, detection_ms
+        response.timings.total_ms = clock.total_ms
+        return response
+
+    async def _spans(
+        self, samples: NDArray[np.float32], options: RecognitionOptions
+    ) -> list[SpeechSpan] | None:
+        """Return where the speech is, or None when the caller, or the store, does without."""
+        detector = detector_for(self._registry, is_wanted=options.skips_silence)
+        if detector is None:
+            return None
+        shape = detector.runner.shape
+        return speech_spans(
+            (await detector.probabilities(samples)).tolist(),
+            CUTTING,
+            num_samples=len(samples),
+            frame_samples=shape.frame_samples,
+            sample_rate_hz=shape.sample_rate_hz,
+        )
+
+
+class _PhaseClock:
+    """Measures the phases of a call, and records each as a span."""
+
+    def __init__(self, start_ns: int) -> None:
+        self._start_ns = self._lap_ns = start_ns
+
+    def lap(self, name: str) -> float:
+        """End a phase; return its length in milliseconds."""
+        before_ns, self._lap_ns = self._lap_ns, time.time_ns()
+        emit_phase(name, before_ns, self._lap_ns)
+        return (self._lap_ns - before_ns) / 1e6
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds from the start to the last lap."""
+        return (self._lap_ns - self._start_ns) / 1e6
+
+
+def _response(transcript: Transcript, *, num_samples: int) -> pb.RecognizeResponse:
+    times = transcript.times
+    return pb.RecognizeResponse(
+        text=transcript.text,
+        segments=[segment_pb(segment) for segment in transcript.segments],
+        language=transcript.language,
+        language_probability=transcript.language_probability,
+        audio_duration=duration_of_samples(num_samples),
+        speech_duration=duration_of_samples(transcript.num_speech_samples),
+        timings=pb.RecognitionTimings(
+            queue_ms=times.queue_ms, encode_ms=times.encode_ms, decode_ms=times.decode_ms
+        ),
+    )

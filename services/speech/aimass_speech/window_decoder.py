@@ -1,0 +1,382 @@
+"""Decodes the windows of all calls of one model on one thread: every step advances all of them by a token.
+
+The most urgent window that waits is encoded between two steps; less urgent ones wait while more urgent ones
+are in work. Must not know the wire, files or utterances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+from aimass_decoding.cross_attention import SourceMemory
+from aimass_serving.errors import AimassError, DeadlineExceeded, Draining, ModelFailed, Overloaded
+from numpy.typing import NDArray
+
+from aimass_speech.attempt import Attempt, BeamAttempt, SingleAttempt
+from aimass_speech.config import SpeechConfig
+from aimass_speech.token_rules import TokenRules, log_softmax
+from aimass_speech.transcript_tokenizer import TranscriptTokenizer
+from aimass_speech.whisper_model import WhisperModel
+from aimass_speech.window import Priority, Reading, WindowRequest, WindowResult
+from aimass_speech.word_alignment import AlignedWord, aligned_words, token_starts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A window on its way. The event loop reads `done`; everything else belongs to the thread."""
+
+    request: WindowRequest
+    number: int
+    done: asyncio.Future[WindowResult]
+    submitted_ns: int
+    started_ns: int = 0
+    encoded_ns: int = 0
+    memory: SourceMemory | None = None
+    slots: list[int] = field(default_factory=list)
+    rules: TokenRules | None = None
+    attempt: Attempt | None = None
+    num_attempts: int = 0
+    start_ids: tuple[int, ...] = ()
+    """Every token before the first that is chosen."""
+    language: str = ""
+    language_probability: float = 1.0
+    no_speech: float = 0.0
+
+    @property
+    def num_slots(self) -> int:
+        return self.request.num_beams
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Lowest first."""
+        return (-self.request.priority, self.number)
+
+    @property
+    def temperature(self) -> float:
+        return self.request.temperatures[self.num_attempts - 1]
+
+
+class WindowDecoder:
+    """Owns the model's thread and its slots."""
+
+    def __init__(
+        self,
+        model: WhisperModel,
+        tokenizer: TranscriptTokenizer,
+        *,
+        name: str,
+        config: SpeechConfig,
+        permit: AbstractContextManager[None],
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._name = name
+        self._config = config
+        self._permit = permit
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._waiting: list[_Job] = []  # guarded by _changed
+        self._active: list[_Job] = []  # the thread's own
+        self._free = list(range(model.num_slots))
+        self._is_closed = False
+        self._is_draining = False
+        self._num_urgent = 0
+        self._thread = threading.Thread(target=self._loop, name=f"recognize-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def num_open(self) -> int:
+        """Windows that wait or are in work."""
+        with self._changed:
+            return len(self._waiting) + len(self._active)
+
+    def has_open(self, priority: Priority) -> bool:
+        """Whether a window of at least this priority waits or is in work."""
+        with self._changed:
+            return any(job.request.priority >= priority for job in (*self._waiting, *self._active))
+
+    async def decode(self, request: WindowRequest) -> WindowResult:
+        """Return what is said in a window. When cancelled, the window leaves at the next step.
+
+        Raises `Overloaded`, `Draining`, `DeadlineExceeded`, `ModelFailed`.
+        """
+        done: asyncio.Future[WindowResult] = asyncio.get_running_loop().create_future()
+        job = _Job(request, next(self._numbers), done, time.time_ns())
+        with self._changed:
+            if self._is_closed or self._is_draining:
+                raise Draining
+            if len(self._waiting) >= self._config.max_queue_windows and request.priority is Priority.FILE:
+                raise Overloaded(retry_after_s=2.0, detail=f"{len(self._waiting)} windows wait for a decoder")
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return await done
+
+    async def drain(self) -> None:
+        """Take no new windows, and return when all that were taken are done."""
+        self._is_draining = True
+        with self._changed:
+            waiting = [job.done for job in (*self._waiting, *self._active)]
+        if waiting:
+            await asyncio.wait(waiting)
+
+    def close(self) -> None:
+        """Stop the thread; windows that are not done fail. May be called twice."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for job in (*self._waiting, *self._active):
+            _settle(job, Draining())
+
+    # On the decoding thread.
+
+    def _loop(self) -> None:
+        while self._wait_for_work():
+            self._drop_unwanted()
+            job = self._admitted()
+            if job is not None:
+                self._guarded([job], functools.partial(self._begin, job))
+            elif self._active:
+                self._guarded(self._active, self._step)
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not (self._waiting or self._active or self._is_closed):
+                self._changed.wait()
+            return not self._is_closed
+
+    def _drop_unwanted(self) -> None:
+        """Let go of windows that were cancelled or whose deadline has passed."""
+        now_s = time.monotonic()
+        with self._changed:
+            jobs = [*self._waiting, *self._active]
+        for job in jobs:
+            deadline_s = job.request.deadline_s
+            if deadline_s is not None and deadline_s <= now_s and not job.done.done():
+                _settle(job, DeadlineExceeded(phase="queue" if job.attempt is None else "decode"))
+                self._release(job)
+            elif job.done.done():
+                self._release(job)
+
+    def _admitted(self) -> _Job | None:
+        """Take the most urgent window off the queue, unless more urgent ones are in work or slots lack."""
+        with self._changed:
+            job = min(self._waiting, key=lambda job: job.urgency, default=None)
+            busy = max((active.request.priority for active in self._active), default=Priority.FILE)
+            if job is None or job.request.priority < busy or job.num_slots > len(self._free):
+                return None
+            self._waiting.remove(job)
+            self._active.append(job)
+        job.slots = [self._free.pop(0) for _ in range(job.num_slots)]
+        return job
+
+    def _guarded(self, jobs: Sequence[_Job], work: Callable[[], None]) -> None:
+        """Run the model; a failure costs the windows it was run for, and no others."""
+        try:
+            with self._permit:
+                work()
+        except Exception as error:
+            logger.exception("model %s failed on %d windows", self._name, len(jobs))
+            for job in list(jobs):
+                _settle(job, ModelFailed(self._name, detail=f"its graph raised {type(error).__name__}"))
+                self._release(job)
+
+    def _release(self, job: _Job) -> None:
+        with self._changed:
+            for jobs in (self._waiting, self._active):
+                if job in jobs:
+                    jobs.remove(job)
+        self._free = sorted([*self._free, *job.slots])
+        job.slots = []
+
+    def _begin(self, job: _Job) -> None:
+        """Encode a window, listen for its language, and start its first attempt."""
+        job.started_ns = time.time_ns()
+        spec, request = self._model.spec, job.request
+        job.memory = self._model.encode(request.samples, num_samples=self._window_samples(request))
+        job.encoded_ns = time.time_ns()
+        for slot in job.slots:
+            self._model.runner.set_memory(slot, job.memory)
+        job.language = request.language
+        if spec.is_multilingual and not job.language:
+            self._detect_language(job)
+        start = spec.start_ids(job.language or "en", is_translation=request.is_translation)
+        marker = () if request.has_timestamps else (spec.no_timestamps,)
+        previous = (spec.start_of_previous, *request.prompt_ids) if request.prompt_ids else ()
+        job.start_ids = (*previous, *start, *marker)
+        job.rules = TokenRules(spec, has_timestamps=request.has_timestamps, hot_phrases=request.hot_phrases)
+        self._start_attempt(job)
+
+    def _window_samples(self, request: WindowRequest) -> int:
+        """Return how much audio the encoder sees: a short window costs less, but not below a floor."""
+        spec, margin = self._model.spec, self._config.short_window_margin_s
+        if margin <= 0:
+            return spec.window_samples
+        floor_s = self._config.short_window_floor_s
+        wanted = max(
+            floor_s * spec.mel.sample_rate_hz, len(request.samples) + margin * spec.mel.sample_rate_hz
+        )
+        step = spec.mel.sample_rate_hz
+        return min(spec.window_samples, -(-int(wanted) // step) * step)
+
+    def _detect_language(self, job: _Job) -> None:
+        spec = self._model.spec
+        first = np.array([spec.start_of_transcript], np.int64)
+        logits = self._model.runner.prefill(job.slots[0], first, start=0)
+        codes = list(spec.languages)
+        logprobs = log_softmax(logits[[spec.languages[code] for code in codes]].copy())
+        best = int(logprobs.argmax())
+        job.language, job.language_probability = codes[best], float(np.exp(logprobs[best]))
+
+    def _start_attempt(self, job: _Job) -> None:
+        """Compute the tokens before the first that is chosen, in one slot, and choose the first."""
+        assert job.rules is not None, "set before the first attempt"
+        job.num_attempts += 1
+        request, end_of_text = job.request, self._model.spec.end_of_text
+        room = min(request.max_new_tokens, self._model.spec.max_positions - len(job.start_ids) - 1)
+        if request.num_beams > 1 and job.temperature == 0:
+            job.attempt = BeamAttempt(
+                job.rules, end_of_text=end_of_text, max_new_tokens=room, num_beams=request.num_beams
+            )
+        else:
+            job.attempt = SingleAttempt(
+                job.rules,
+                end_of_text=end_of_text,
+                max_new_tokens=room,
+                temperature=job.temperature,
+                seed=job.num_attempts,
+            )
+        self._advance(job, self._prefill(job)[None])
+
+    def _prefill(self, job: _Job) -> NDArray[np.float32]:
+        """Return the logits [vocab] after the start tokens; on the way, listen whether there is speech."""
+        spec, runner, slot = self._model.spec, self._model.runner, job.slots[0]
+        ids = np.array(job.start_ids, np.int64)
+        place = int(np.flatnonzero(ids == spec.start_of_transcript)[-1]) + 1
+        logits = runner.prefill(slot, ids[:place], start=0)
+        job.no_speech = float(np.exp(log_softmax(logits.copy())[spec.no_speech]))
+        return logits if place == len(ids) else runner.prefill(slot, ids[place:], start=place)
+
+    def _step(self) -> None:
+        """Advance every window in work by one token."""
+        num_rows = max(slot for job in self._active for slot in job.slots) + 1
+        tokens, lengths = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)
+        for job in self._active:
+            assert job.attempt is not None, "windows in work have begun"
+            for slot, token in zip(job.slots, job.attempt.tokens, strict=False):
+                tokens[slot] = token
+                lengths[slot] = len(job.start_ids) + job.attempt.num_tokens - 1
+        logits = self._model.runner.decode(tokens, lengths)  # [rows, vocab]
+        for job in list(self._active):
+            assert job.attempt is not None, "windows in work have begun"
+            self._advance(job, logits[job.slots[: len(job.attempt.tokens)]])
+
+    def _advance(self, job: _Job, logits: NDArray[np.float32]) -> None:
+        assert job.attempt is not None, "windows in work have begun"
+        parents = job.attempt.advance(logits)
+        if parents is None:
+            self._judge(job, job.attempt.readings())
+        elif len(job.slots) > 1:
+            num_tokens = len(job.start_ids) + job.attempt.num_tokens - 1
+            self._reorder(job, [job.slots[parent] for parent in parents], num_tokens)
+
+    def _reorder(self, job: _Job, sources: Sequence[int], num_tokens: int) -> None:
+        """Let each slot of a beam search go on from the cache of its parent."""
+        moves = {
+            target: source for target, source in zip(job.slots, sources, strict=False) if target != source
+        }
+        while moves:
+            # A slot that no other move reads any more can be written; a ring is broken over the spare slot.
+            free = next((target for target in moves if target not in moves.values()), None)
+            if free is None:
+                target = next(iter(moves))
+                self._model.runner.copy_slot(target, self._model.num_slots, num_tokens=num_tokens)
+                moves = {t: self._model.num_slots if s == target else s for t, s in moves.items()}
+                continue
+            self._model.runner.copy_slot(moves.pop(free), free, num_tokens=num_tokens)
+
+    def _judge(self, job: _Job, readings: list[Reading]) -> None:
+        """Take an output, or try again at the next temperature."""
+        best = readings[0]
+        text = self._tokenizer.decode(best.token_ids)
+        is_failure = job.request.rules.is_failure(
+            compression_ratio=compression_ratio(text), avg_logprob=best.avg_logprob, no_speech=job.no_speech
+        )
+        if is_failure and job.num_attempts < len(job.request.temperatures):
+            self._start_attempt(job)
+            return
+        self._finish(job, readings)
+
+    def _finish(self, job: _Job, readings: list[Reading]) -> None:
+        words = self._words(job, readings[0]) if job.request.wants_words and self._model.can_align else ()
+        result = WindowResult(
+            reading=readings[0],
+            alternatives=readings[1:],
+            no_speech=job.no_speech,
+            temperature=job.temperature,
+            language=job.language or "en",
+            language_probability=job.language_probability,
+            words=words,
+            submitted_ns=job.submitted_ns,
+            started_ns=job.started_ns,
+            encoded_ns=job.encoded_ns,
+            finished_ns=time.time_ns(),
+        )
+        _settle(job, result)
+        self._release(job)
+
+    def _words(self, job: _Job, reading: Reading) -> Sequence[AlignedWord]:
+        spec, text_ids = self._model.spec, self._tokenizer.text_ids(reading.token_ids)
+        num_frames = len(job.request.samples) // spec.frame_samples
+        if not text_ids or num_frames < 1 or job.memory is None:
+            return ()
+        start = spec.start_ids(job.language or "en", is_translation=job.request.is_translation)
+        tokens = [*start, spec.no_timestamps, *text_ids, spec.end_of_text]
+        scores = self._model.align(job.memory, tokens, num_frames=min(num_frames, job.memory.length))
+        starts = token_starts(scores, first=len(start))
+        probabilities = [
+            float(np.exp(logprob))
+            for token, logprob in zip(reading.token_ids, reading.logprobs, strict=True)
+            if token < spec.end_of_text
+        ]
+        words = self._tokenizer.split_words(text_ids, language=job.language)
+        return aligned_words(words, starts, probabilities)
+
+
+def compression_ratio(text: str) -> float:
+    """Return how many times shorter a text becomes when compressed: high for text that repeats itself."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content)) if content else 0.0
+
+
+def _settle(job: _Job, outcome: WindowResult | AimassError) -> None:
+    """Hand the outcome to the event loop, unless nobody waits any more."""
+
+    def settle() -> None:
+        if job.done.done():
+            return
+        if isinstance(outcome, AimassError):
+            job.done.set_exception(outcome)
+        else:
+            job.done.set_result(outcome)
+
+    try:
+        job.done.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:
+        logger.debug("the event loop has ended: nobody waits for what was computed last")
