@@ -85,6 +85,11 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
             "min_p": 0.125,
             "repetition_penalty": 1.5,
             "seed": 2**64 - 1,
+            "typical_p": 0.75,
+            "frequency_penalty": -0.5,
+            "presence_penalty": 0.5,
+            "logit_bias": {3: 1.5},
+            "allowed_token_ids": [3, 4],
         },
         stopping={
             "max_new_tokens": 9,
@@ -98,10 +103,15 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
         priority=-3,
         time_limit={"seconds": 1, "nanos": 500_000_000},
         request_id="r",
+        num_sequences=3,
+        cache_salt="s",
     )
     assert all(_is_set(request_pb, field) for field in message.DESCRIPTOR.fields)
     asked = generation_request(request_pb, request_id="r", deadline_s=12.5)
-    assert asked.sampling == SamplingOptions(0.5, 7, 0.25, 0.125, 1.5, 2**64 - 1)
+    assert asked.sampling == SamplingOptions(
+        0.5, 7, 0.25, 0.125, 1.5, 2**64 - 1, 0.75, -0.5, 0.5, {3: 1.5}, (3, 4)
+    )
+    assert (asked.num_sequences, asked.cache_salt) == (3, "s")
     assert asked.stopping == StoppingOptions(9, 2, ("a", "b"), (3, 4), True, True)
     assert asked.output == OutputOptions(True, True, 5, True)
     assert (asked.priority, asked.time_limit_s, asked.deadline_s, asked.request_id) == (-3, 1.5, 12.5, "r")

@@ -123,7 +123,8 @@ async def test_joined_stream_equals_complete(tiny: Client, sampling: dict[str, A
         assert text_of(events) == whole.text
         assert [token_id for event in events for token_id in event.delta.token_ids] == list(whole.token_ids)
         assert len(whole.logprobs) == len(whole.token_ids)
-        assert events[-1].finish.usage == whole.finish.usage
+        assert events[-1].finish.usage.input_tokens == whole.finish.usage.input_tokens
+        assert events[-1].finish.usage.output_tokens == whole.finish.usage.output_tokens
         assert events[-1].finish.reason == whole.finish.reason
 
 
@@ -387,7 +388,8 @@ async def test_what_waits_for_a_slow_reader_goes_out_as_one_message(fake: Client
 async def test_eight_streams_at_once_share_runs_of_the_graph(fake: Client, decoder: FakeDecoder) -> None:
     calls = [fake.generate(text="on", stopping={"max_new_tokens": 8000}) for _ in range(8)]
     for call in calls:
-        await call.read()
+        for _ in range(3):  # what was understood, the first token, and one of a step that all take part in
+            await call.read()
     for call in calls:
         call.cancel()
     await fake.becomes_idle()

@@ -10,11 +10,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
+from aimass_decoding.outlet import Interest
 from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta
 from aimass_decoding.stats import EngineStats
 from aimass_serving.errors import AimassError, Draining, InvalidField, InvalidFields, Overloaded
@@ -36,6 +37,7 @@ from aimass_generation.request import (
 from aimass_generation.resolver import ModelProfile, RequestResolver, check_token_ids
 from aimass_generation.result import (
     Completion,
+    Continuation,
     FinishReason,
     GenerationEvent,
     GenerationFinish,
@@ -66,8 +68,10 @@ class TokenEngine(Protocol):
     def execution_provider(self) -> str:
         """ONNX Runtime execution provider that runs the model."""
 
-    def generate(self, request: SequenceRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Give a sequence's tokens as they come; closing the generator gives the sequence up."""
+    def generate(
+        self, request: SequenceRequest, *, interest: Interest | None = None
+    ) -> AsyncGenerator[TokenDelta, None]:
+        """Give the tokens of a request's sequences as they come; closing the generator gives them up."""
 
     def stats(self) -> EngineStats:
         """What the engine has done so far."""
@@ -81,13 +85,16 @@ class TokenEngine(Protocol):
 
 @dataclass(slots=True)
 class _Run:
-    """One generation on its way. Times are `time.time_ns`."""
+    """One request on its way. Times are `time.time_ns`."""
 
     request: GenerationRequest
     sequence: SequenceRequest
     arrived_ns: int
     tokenized_ns: int
-    phases: SequenceTimings = _NOT_STARTED
+    assemblers: Sequence[TextAssembler]
+    """One for each sequence."""
+    phases: dict[int, SequenceTimings] = field(default_factory=dict)
+    """What each sequence has told of its phases so far."""
 
     def timings(self, phases: SequenceTimings) -> Timings:
         """Return where the time went; a sequence that was given up ends now."""
@@ -153,7 +160,7 @@ class GenerationEngine:
         self._tokens.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """Yield one PromptInfo, TextDeltas as text becomes final, and one GenerationFinish.
+        """Yield one PromptInfo, TextDeltas as text becomes final, and one GenerationFinish a sequence.
 
         The PromptInfo comes with the first tokens: a request that is refused has sent nothing, so that a
         caller may try again. Raises `InvalidFields`, `InputTooLong`, `Overloaded`, `DeadlineExceeded`,
@@ -174,23 +181,20 @@ class GenerationEngine:
 
     async def complete(self, request: GenerationRequest) -> Completion:
         """Return a whole generation: what `generate` yields, joined. Raises as `generate` does."""
-        infos, deltas, finishes = [], [], []
+        infos: list[PromptInfo] = []
+        deltas: list[list[TextDelta]] = [[] for _ in range(request.num_sequences)]
+        finishes: dict[int, GenerationFinish] = {}
         async with aclosing(self.generate(request)) as events:
             async for event in events:
                 match event:
                     case PromptInfo():
                         infos.append(event)
                     case TextDelta():
-                        deltas.append(event)
+                        deltas[event.index].append(event)
                     case GenerationFinish():
-                        finishes.append(event)
-        return Completion(
-            prompt_info=infos[0],
-            text="".join(delta.text for delta in deltas),
-            token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-            finish=finishes[0],
-        )
+                        finishes[event.index] = event
+        first, *further = (Continuation.of(pieces, finishes[i]) for i, pieces in enumerate(deltas))
+        return Completion(infos[0], first.text, first.token_ids, first.logprobs, first.finish, tuple(further))
 
     async def tokenize(self, prompt: Prompt | None) -> tuple[int, ...]:
         """Return the token ids of a prompt as `generate` sees them. Raises `InvalidFields`, `Overloaded`."""
@@ -210,15 +214,16 @@ class GenerationEngine:
 
     async def _generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         run = await self._prepare(request)
-        assembler = self._assembler(request)
-        deltas = self._tokens.generate(run.sequence)
+        interest = Interest()
+        deltas = self._tokens.generate(run.sequence, interest=interest)
+        num_running = request.num_sequences
         is_first = True
         async with aclosing(deltas):
             async for delta in deltas:
-                run.phases = delta.timings or run.phases
-                text, finish = _advance(run, assembler, delta)
+                text, finish = _advance(run, delta)
                 if finish is not None:
-                    await deltas.aclose()  # The slot must not wait for a slow reader of the last words.
+                    num_running -= 1
+                    interest.lose(delta.index)  # The slot must not wait for a slow reader of the last words.
                 if is_first:
                     yield _prompt_info(run.sequence)
                     is_first = False
@@ -226,6 +231,7 @@ class GenerationEngine:
                     yield text
                 if finish is not None:
                     yield finish
+                if num_running == 0:
                     return
 
     async def _prepare(self, request: GenerationRequest) -> _Run:
@@ -233,7 +239,8 @@ class GenerationEngine:
         assert request.prompt is not None  # A request without one does not exist.
         prompt_ids = await self._encode(request.prompt)
         sequence = self._resolver.resolve(request, request.prompt, prompt_ids, arrived_s=arrived_s)
-        return _Run(request, sequence, arrived_ns, time.time_ns())
+        assemblers = [self._assembler(request) for _ in range(request.num_sequences)]
+        return _Run(request, sequence, arrived_ns, time.time_ns(), assemblers)
 
     async def _encode(self, prompt: Prompt) -> NDArray[np.int64]:
         started_ns = time.time_ns()
@@ -264,14 +271,16 @@ class GenerationEngine:
         return TextAssembler(detokenizer, matcher)
 
 
-def _advance(
-    run: _Run, assembler: TextAssembler, delta: TokenDelta
-) -> tuple[TextDelta, GenerationFinish | None]:
-    """Return the text that a delta makes final, and the end of the text if this is it."""
+def _advance(run: _Run, delta: TokenDelta) -> tuple[TextDelta, GenerationFinish | None]:
+    """Return the text that a delta makes final, and the end of its sequence if this is it."""
+    if delta.timings is not None:
+        run.phases[delta.index] = delta.timings
+    assembler = run.assemblers[delta.index]
     pieces = [assembler.push(delta.token_ids, delta.logprobs)]
     if delta.finish is not None and assembler.stop_string is None:
         pieces.append(assembler.finish())
-    return _joined(pieces, run.request.output), _finish(run, assembler, delta)
+    text = replace(_joined(pieces, run.request.output), index=delta.index)
+    return text, _finish(run, assembler, delta)
 
 
 def _joined(pieces: Sequence[TextDelta], output: OutputOptions) -> TextDelta:
@@ -284,16 +293,22 @@ def _joined(pieces: Sequence[TextDelta], output: OutputOptions) -> TextDelta:
 
 
 def _finish(run: _Run, assembler: TextAssembler, delta: TokenDelta) -> GenerationFinish | None:
-    num_prompt_tokens, end = len(run.sequence.prompt_ids), delta.finish
+    end = delta.finish
+    phases = end.timings if end else run.phases.get(delta.index, _NOT_STARTED)
     if assembler.stop_string is not None:
-        usage = Usage(num_prompt_tokens, assembler.num_tokens)
-        timings = run.timings(end.timings if end else run.phases)
-        return GenerationFinish(FinishReason.STOP_STRING, usage, timings, stop_string=assembler.stop_string)
-    if end is None:
+        reason, num_output_tokens = FinishReason.STOP_STRING, assembler.num_tokens
+    elif end is not None:
+        reason, num_output_tokens = FinishReason(end.reason.value), end.num_output_tokens
+    else:
         return None
-    usage = Usage(num_prompt_tokens, end.num_output_tokens)
-    reason = FinishReason(end.reason.value)
-    return GenerationFinish(reason, usage, run.timings(end.timings), stop_token_id=end.stop_token_id)
+    return GenerationFinish(
+        reason,
+        Usage(len(run.sequence.prompt_ids), num_output_tokens, phases.num_reused_prompt_tokens),
+        run.timings(phases),
+        stop_string=assembler.stop_string,
+        stop_token_id=end.stop_token_id if end is not None and assembler.stop_string is None else None,
+        index=delta.index,
+    )
 
 
 def _prompt_info(sequence: SequenceRequest) -> PromptInfo:

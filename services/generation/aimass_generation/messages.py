@@ -27,6 +27,7 @@ from aimass_generation.request import (
 )
 from aimass_generation.result import (
     Completion,
+    Continuation,
     GenerationEvent,
     GenerationFinish,
     PromptInfo,
@@ -60,6 +61,8 @@ def generation_request(
         priority=request_pb.priority,
         time_limit_s=(limit_pb.seconds + limit_pb.nanos / 1e9 if request_pb.HasField("time_limit") else None),
         deadline_s=deadline_s,
+        num_sequences=request_pb.num_sequences or 1,
+        cache_salt=request_pb.cache_salt,
     )
 
 
@@ -97,6 +100,16 @@ def completion_pb(completion: Completion, answerer: Answerer) -> pb.CompleteResp
         token_ids=completion.token_ids,
         logprobs=_logprob_pbs(completion.logprobs),
         finish=_finish_pb(completion.finish),
+        further=[_continuation_pb(continuation) for continuation in completion.further],
+    )
+
+
+def _continuation_pb(continuation: Continuation) -> pb.Continuation:
+    return pb.Continuation(
+        text=continuation.text,
+        token_ids=continuation.token_ids,
+        logprobs=_logprob_pbs(continuation.logprobs),
+        finish=_finish_pb(continuation.finish),
     )
 
 
@@ -106,6 +119,10 @@ def _chat(chat_pb: prompt_pb2.ChatPrompt) -> ChatPrompt:
 
 def _sampling(options_pb: options_pb2.SamplingOptions) -> SamplingOptions:
     given = {field.name: value for field, value in options_pb.ListFields()}
+    if options_pb.logit_bias:
+        given["logit_bias"] = dict(options_pb.logit_bias)
+    if options_pb.allowed_token_ids:
+        given["allowed_token_ids"] = tuple(options_pb.allowed_token_ids)
     return SamplingOptions(**given)
 
 
@@ -145,7 +162,12 @@ def _prompt_info_pb(info: PromptInfo, answerer: Answerer) -> pb.PromptInfo:
 
 
 def _delta_pb(delta: TextDelta) -> pb.Delta:
-    return pb.Delta(text=delta.text, token_ids=delta.token_ids, logprobs=_logprob_pbs(delta.logprobs))
+    return pb.Delta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=_logprob_pbs(delta.logprobs),
+        sequence_index=delta.index,
+    )
 
 
 def _logprob_pbs(logprobs: Sequence[TokenLogprob]) -> list[pb.TokenLogprob]:
@@ -164,6 +186,7 @@ def _finish_pb(finish: GenerationFinish) -> pb.Finish:
         reason=pb.FinishReason.Value(f"FINISH_REASON_{finish.reason.name}"),
         usage=_usage_pb(finish.usage),
         timings=_timings_pb(finish.timings),
+        sequence_index=finish.index,
     )
     if finish.stop_string is not None:
         finish_pb.stop_string = finish.stop_string
@@ -173,7 +196,11 @@ def _finish_pb(finish: GenerationFinish) -> pb.Finish:
 
 
 def _usage_pb(usage: Usage) -> usage_pb2.Usage:
-    return usage_pb2.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    return usage_pb2.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+    )
 
 
 def _timings_pb(timings: Timings) -> usage_pb2.Timings:

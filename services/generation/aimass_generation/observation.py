@@ -23,6 +23,7 @@ class Observation:
         self._model = model
         self._started_s = time.perf_counter()
         self._finish: GenerationFinish | None = None
+        self._finishes: list[GenerationFinish] = []
         self._error_type: str | None = CANCELLED
         annotate(
             {
@@ -34,14 +35,15 @@ class Observation:
         )
 
     def finished(self, finish: GenerationFinish) -> None:
-        """Note how the text ended."""
+        """Note how a text ended; the last of the request's texts to end counts in the metrics."""
         self._finish, self._error_type = finish, None
+        self._finishes.append(finish)
         annotate(
             {
                 "gen_ai.response.model": self._model,
-                "gen_ai.response.finish_reasons": [finish.reason.value],
+                "gen_ai.response.finish_reasons": [ended.reason.value for ended in self._finishes],
                 "gen_ai.usage.input_tokens": finish.usage.input_tokens,
-                "gen_ai.usage.output_tokens": finish.usage.output_tokens,
+                "gen_ai.usage.output_tokens": sum(ended.usage.output_tokens for ended in self._finishes),
             }
         )
 

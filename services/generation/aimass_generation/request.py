@@ -90,6 +90,11 @@ class SamplingOptions:
     repetition_penalty: float | None = None
     seed: int | None = None
     """Chosen at random when None and the text is sampled."""
+    typical_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are set."""
@@ -170,6 +175,10 @@ class GenerationRequest:
     """Ends the text after this time, which counts from arrival at the engine."""
     deadline_s: float | None = None
     """On `time.monotonic`: past it the request fails with `DeadlineExceeded`."""
+    num_sequences: int = 1
+    """Continuations of the prompt, side by side. Range 1 to 16; above 1 only with a temperature above 0."""
+    cache_salt: str = ""
+    """Only prompts with the same salt share what was computed of them. At most 256 characters."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -182,7 +191,8 @@ class GenerationRequest:
         yield from self.sampling.violations()
         yield from self.stopping.violations()
         yield from self.output.violations()
-        yield from _refusals(_sequence, {"priority": self.priority})
+        yield from _refusals(_sequence, {"priority": self.priority, "cache_salt": self.cache_salt})
+        yield from _refusals(_sampled_sequence, {"num_sequences": self.num_sequences})
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             yield violation("time_limit", expected="more than 0 seconds", got=self.time_limit_s)
 
@@ -197,6 +207,11 @@ def prompt_violations(prompt: Prompt | None) -> Iterator[Violation]:
 
 def _sequence(**fields: Any) -> SequenceRequest:
     return SequenceRequest("", _ANY_TOKEN, **({"max_new_tokens": _NO_LIMIT} | fields))
+
+
+def _sampled_sequence(**fields: Any) -> SequenceRequest:
+    """Whether several sequences are sampled is the model's default's to say, too: the resolver checks it."""
+    return _sequence(sampling=SamplingParams(temperature=1.0), **fields)
 
 
 def _refusals(build: Callable[..., object], fields: Mapping[str, object]) -> Iterator[Violation]:

@@ -59,11 +59,22 @@ class RequestResolver:
         stopping, output = request.stopping, request.output
         vocab_size = self._profile.vocab_size
         check_token_ids(stopping.stop_token_ids, vocab_size=vocab_size, field="stopping.stop_token_ids")
+        check_token_ids(
+            request.sampling.allowed_token_ids or (),
+            vocab_size=vocab_size,
+            field="sampling.allowed_token_ids",
+        )
+        for token_id in request.sampling.logit_bias or {}:
+            if not 0 <= token_id < vocab_size:
+                expected = f"a token id from 0 to {vocab_size - 1}"
+                raise InvalidField(f"sampling.logit_bias[{token_id}]", expected=expected, got=token_id)
         return SequenceRequest(
             request_id=request.request_id,
             prompt_ids=prompt_ids,
             max_new_tokens=self._max_new_tokens(request, prompt, num_prompt_tokens=len(prompt_ids)),
             sampling=self._sampling(request.sampling),
+            num_sequences=request.num_sequences,
+            cache_salt=request.cache_salt,
             min_new_tokens=stopping.min_new_tokens,
             eos_token_ids=frozenset() if stopping.ignore_eos else self._profile.eos_token_ids,
             stop_token_ids=frozenset(stopping.stop_token_ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,15 +37,19 @@ class TextDelta:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+    """Which of the request's sequences this is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request."""
+    """Tokens of a sequence."""
 
     input_tokens: int
     output_tokens: int
     """Tokens the model produced, the one that ended the text included."""
+    cached_input_tokens: int = 0
+    """Tokens of the prompt that were copied from another's cache instead of computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,31 @@ class GenerationFinish:
     """The stop string that appeared, for STOP_STRING."""
     stop_token_id: int | None = None
     """The token that ended the text, for EOS and STOP_TOKEN."""
+    index: int = 0
+    """Which of the request's sequences ended."""
 
 
 GenerationEvent = PromptInfo | TextDelta | GenerationFinish
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """One whole sequence."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish: GenerationFinish
+
+    @classmethod
+    def of(cls, deltas: Sequence[TextDelta], finish: GenerationFinish) -> Continuation:
+        """Join the deltas of a sequence."""
+        return cls(
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            finish=finish,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +129,8 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish: GenerationFinish
+    further: tuple[Continuation, ...] = ()
+    """The sequences after the first."""
 
 
 def _ms(start_ns: int, end_ns: int) -> float:

@@ -49,6 +49,11 @@ def test_empty_prompt_is_refused(prompt: Any, field: str) -> None:
         ("top_p", [0.0, -1.0, 1.01, NAN]),
         ("min_p", [-0.1, 1.0, NAN]),
         ("repetition_penalty", [0.0, -1.0, 10.5, NAN]),
+        ("typical_p", [0.0, -1.0, 1.01, NAN]),
+        ("frequency_penalty", [-2.1, 2.1, NAN]),
+        ("presence_penalty", [-2.1, 2.1, NAN]),
+        ("logit_bias", [dict.fromkeys(range(1025), 1.0)]),
+        ("allowed_token_ids", [tuple(range(4097))]),
     ],
 )
 def test_sampling_out_of_range_names_its_field(name: str, values: list[Any]) -> None:
@@ -71,6 +76,21 @@ def test_sampling_out_of_range_names_its_field(name: str, values: list[Any]) -> 
 )
 def test_stopping_out_of_range_names_its_field(options: dict[str, Any], field: str) -> None:
     assert refused_fields(stopping=StoppingOptions(**options)) == [field]
+
+
+@pytest.mark.parametrize("bias", [-100.5, 101, NAN, INFINITY])
+def test_a_bias_out_of_range_names_its_token(bias: float) -> None:
+    refused = refused_fields(sampling=SamplingOptions(logit_bias={3: 0.0, 7: bias}))
+    assert refused == ["sampling.logit_bias[7]"]
+
+
+@pytest.mark.parametrize("count", [-1, 0, 17])
+def test_a_number_of_sequences_out_of_range_is_refused(count: int) -> None:
+    assert refused_fields(num_sequences=count) == ["num_sequences"]
+
+
+def test_a_salt_that_is_too_long_is_refused() -> None:
+    assert refused_fields(cache_salt="s" * 257) == ["cache_salt"]
 
 
 @pytest.mark.parametrize("count", [-1, 21])

@@ -40,6 +40,7 @@ class GenerationServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]
     """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
     The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
+    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
     """
     Complete: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.CompleteRequest, _generation_service_pb2.CompleteResponse]
     """Complete returns the whole continuation in one message."""
@@ -60,6 +61,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
     The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
+    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
     """
     Complete: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.CompleteRequest, _generation_service_pb2.CompleteResponse]  # type: ignore[assignment]
     """Complete returns the whole continuation in one message."""
@@ -83,6 +85,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_service_pb2.GenerateResponse], _abc.AsyncIterator[_generation_service_pb2.GenerateResponse]]:
         """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
         The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
+        With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
         """
 
     @_abc_1.abstractmethod

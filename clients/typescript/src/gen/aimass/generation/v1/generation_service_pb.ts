@@ -20,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/generation/v1/generation_service.proto.
  */
 export const file_aimass_generation_v1_generation_service: GenFile = /*@__PURE__*/
-  fileDesc("Ci1haW1hc3MvZ2VuZXJhdGlvbi92MS9nZW5lcmF0aW9uX3NlcnZpY2UucHJvdG8SFGFpbWFzcy5nZW5lcmF0aW9uLnYxIp0DCg9HZW5lcmF0ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoEdGV4dBgCIAEoCUgAEjMKCXRva2VuX2lkcxgDIAEoCzIeLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuSWRzSAASMAoEY2hhdBgEIAEoCzIgLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNoYXRQcm9tcHRIABI3CghzYW1wbGluZxgFIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlNhbXBsaW5nT3B0aW9ucxI3CghzdG9wcGluZxgGIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlN0b3BwaW5nT3B0aW9ucxIzCgZvdXRwdXQYByABKAsyIy5haW1hc3MuZ2VuZXJhdGlvbi52MS5PdXRwdXRPcHRpb25zEhAKCHByaW9yaXR5GAggASgFEi0KCnRpbWVfbGltaXQYCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgKIAEoCUIICgZwcm9tcHQisgEKEEdlbmVyYXRlUmVzcG9uc2USNwoLcHJvbXB0X2luZm8YASABKAsyIC5haW1hc3MuZ2VuZXJhdGlvbi52MS5Qcm9tcHRJbmZvSAASLAoFZGVsdGEYAiABKAsyGy5haW1hc3MuZ2VuZXJhdGlvbi52MS5EZWx0YUgAEi4KBmZpbmlzaBgDIAEoCzIcLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkZpbmlzaEgAQgcKBWV2ZW50Ip0DCg9Db21wbGV0ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoEdGV4dBgCIAEoCUgAEjMKCXRva2VuX2lkcxgDIAEoCzIeLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuSWRzSAASMAoEY2hhdBgEIAEoCzIgLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNoYXRQcm9tcHRIABI3CghzYW1wbGluZxgFIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlNhbXBsaW5nT3B0aW9ucxI3CghzdG9wcGluZxgGIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlN0b3BwaW5nT3B0aW9ucxIzCgZvdXRwdXQYByABKAsyIy5haW1hc3MuZ2VuZXJhdGlvbi52MS5PdXRwdXRPcHRpb25zEhAKCHByaW9yaXR5GAggASgFEi0KCnRpbWVfbGltaXQYCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgKIAEoCUIICgZwcm9tcHQizgEKEENvbXBsZXRlUmVzcG9uc2USNQoLcHJvbXB0X2luZm8YASABKAsyIC5haW1hc3MuZ2VuZXJhdGlvbi52MS5Qcm9tcHRJbmZvEgwKBHRleHQYAiABKAkSEQoJdG9rZW5faWRzGAMgAygFEjQKCGxvZ3Byb2JzGAQgAygLMiIuYWltYXNzLmdlbmVyYXRpb24udjEuVG9rZW5Mb2dwcm9iEiwKBmZpbmlzaBgFIAEoCzIcLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkZpbmlzaCKTAQoKUHJvbXB0SW5mbxISCgpyZXF1ZXN0X2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEhUKDW1vZGVsX3ZlcnNpb24YAyABKAkSFQoNcHJvbXB0X3Rva2VucxgEIAEoBRIRCgRzZWVkGAUgASgESACIAQESGAoQcHJvbXB0X3Rva2VuX2lkcxgGIAMoBUIHCgVfc2VlZCJeCgVEZWx0YRIMCgR0ZXh0GAEgASgJEhEKCXRva2VuX2lkcxgCIAMoBRI0Cghsb2dwcm9icxgDIAMoCzIiLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuTG9ncHJvYiJrCgxUb2tlbkxvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAhI4CgpjYW5kaWRhdGVzGAMgAygLMiQuYWltYXNzLmdlbmVyYXRpb24udjEuVG9rZW5DYW5kaWRhdGUiMwoOVG9rZW5DYW5kaWRhdGUSEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAiLLAQoGRmluaXNoEjIKBnJlYXNvbhgBIAEoDjIiLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkZpbmlzaFJlYXNvbhIVCgtzdG9wX3N0cmluZxgCIAEoCUgAEhcKDXN0b3BfdG9rZW5faWQYAyABKAVIABImCgV1c2FnZRgEIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgFIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5nc0IJCgdtYXRjaGVkImwKD1Rva2VuaXplUmVxdWVzdBINCgVtb2RlbBgBIAEoCRIOCgR0ZXh0GAIgASgJSAASMAoEY2hhdBgDIAEoCzIgLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNoYXRQcm9tcHRIAEIICgZwcm9tcHQiJQoQVG9rZW5pemVSZXNwb25zZRIRCgl0b2tlbl9pZHMYASADKAUiUgoRRGV0b2tlbml6ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSEQoJdG9rZW5faWRzGAIgAygFEhsKE2tlZXBfc3BlY2lhbF90b2tlbnMYAyABKAgiIgoSRGV0b2tlbml6ZVJlc3BvbnNlEgwKBHRleHQYASABKAkq4QEKDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASFQoRRklOSVNIX1JFQVNPTl9FT1MQARIdChlGSU5JU0hfUkVBU09OX1NUT1BfU1RSSU5HEAISHAoYRklOSVNIX1JFQVNPTl9TVE9QX1RPS0VOEAMSIAocRklOSVNIX1JFQVNPTl9NQVhfTkVXX1RPS0VOUxAEEh4KGkZJTklTSF9SRUFTT05fQ09OVEVYVF9GVUxMEAUSHAoYRklOSVNIX1JFQVNPTl9USU1FX0xJTUlUEAYyhwMKEUdlbmVyYXRpb25TZXJ2aWNlElsKCEdlbmVyYXRlEiUuYWltYXNzLmdlbmVyYXRpb24udjEuR2VuZXJhdGVSZXF1ZXN0GiYuYWltYXNzLmdlbmVyYXRpb24udjEuR2VuZXJhdGVSZXNwb25zZTABElkKCENvbXBsZXRlEiUuYWltYXNzLmdlbmVyYXRpb24udjEuQ29tcGxldGVSZXF1ZXN0GiYuYWltYXNzLmdlbmVyYXRpb24udjEuQ29tcGxldGVSZXNwb25zZRJZCghUb2tlbml6ZRIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuaXplUmVxdWVzdBomLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuaXplUmVzcG9uc2USXwoKRGV0b2tlbml6ZRInLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkRldG9rZW5pemVSZXF1ZXN0GiguYWltYXNzLmdlbmVyYXRpb24udjEuRGV0b2tlbml6ZVJlc3BvbnNlYgZwcm90bzM", [file_aimass_common_v1_usage, file_aimass_generation_v1_options, file_aimass_generation_v1_prompt, file_google_protobuf_duration]);
+  fileDesc("Ci1haW1hc3MvZ2VuZXJhdGlvbi92MS9nZW5lcmF0aW9uX3NlcnZpY2UucHJvdG8SFGFpbWFzcy5nZW5lcmF0aW9uLnYxIsgDCg9HZW5lcmF0ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoEdGV4dBgCIAEoCUgAEjMKCXRva2VuX2lkcxgDIAEoCzIeLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuSWRzSAASMAoEY2hhdBgEIAEoCzIgLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNoYXRQcm9tcHRIABI3CghzYW1wbGluZxgFIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlNhbXBsaW5nT3B0aW9ucxI3CghzdG9wcGluZxgGIAEoCzIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlN0b3BwaW5nT3B0aW9ucxIzCgZvdXRwdXQYByABKAsyIy5haW1hc3MuZ2VuZXJhdGlvbi52MS5PdXRwdXRPcHRpb25zEhAKCHByaW9yaXR5GAggASgFEi0KCnRpbWVfbGltaXQYCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgKIAEoCRIVCg1udW1fc2VxdWVuY2VzGAsgASgFEhIKCmNhY2hlX3NhbHQYDCABKAlCCAoGcHJvbXB0IrIBChBHZW5lcmF0ZVJlc3BvbnNlEjcKC3Byb21wdF9pbmZvGAEgASgLMiAuYWltYXNzLmdlbmVyYXRpb24udjEuUHJvbXB0SW5mb0gAEiwKBWRlbHRhGAIgASgLMhsuYWltYXNzLmdlbmVyYXRpb24udjEuRGVsdGFIABIuCgZmaW5pc2gYAyABKAsyHC5haW1hc3MuZ2VuZXJhdGlvbi52MS5GaW5pc2hIAEIHCgVldmVudCLIAwoPQ29tcGxldGVSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg4KBHRleHQYAiABKAlIABIzCgl0b2tlbl9pZHMYAyABKAsyHi5haW1hc3MuZ2VuZXJhdGlvbi52MS5Ub2tlbklkc0gAEjAKBGNoYXQYBCABKAsyIC5haW1hc3MuZ2VuZXJhdGlvbi52MS5DaGF0UHJvbXB0SAASNwoIc2FtcGxpbmcYBSABKAsyJS5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMSNwoIc3RvcHBpbmcYBiABKAsyJS5haW1hc3MuZ2VuZXJhdGlvbi52MS5TdG9wcGluZ09wdGlvbnMSMwoGb3V0cHV0GAcgASgLMiMuYWltYXNzLmdlbmVyYXRpb24udjEuT3V0cHV0T3B0aW9ucxIQCghwcmlvcml0eRgIIAEoBRItCgp0aW1lX2xpbWl0GAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhIKCnJlcXVlc3RfaWQYCiABKAkSFQoNbnVtX3NlcXVlbmNlcxgLIAEoBRISCgpjYWNoZV9zYWx0GAwgASgJQggKBnByb21wdCKDAgoQQ29tcGxldGVSZXNwb25zZRI1Cgtwcm9tcHRfaW5mbxgBIAEoCzIgLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlByb21wdEluZm8SDAoEdGV4dBgCIAEoCRIRCgl0b2tlbl9pZHMYAyADKAUSNAoIbG9ncHJvYnMYBCADKAsyIi5haW1hc3MuZ2VuZXJhdGlvbi52MS5Ub2tlbkxvZ3Byb2ISLAoGZmluaXNoGAUgASgLMhwuYWltYXNzLmdlbmVyYXRpb24udjEuRmluaXNoEjMKB2Z1cnRoZXIYBiADKAsyIi5haW1hc3MuZ2VuZXJhdGlvbi52MS5Db250aW51YXRpb24ikwEKDENvbnRpbnVhdGlvbhIMCgR0ZXh0GAEgASgJEhEKCXRva2VuX2lkcxgCIAMoBRI0Cghsb2dwcm9icxgDIAMoCzIiLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuTG9ncHJvYhIsCgZmaW5pc2gYBCABKAsyHC5haW1hc3MuZ2VuZXJhdGlvbi52MS5GaW5pc2gikwEKClByb21wdEluZm8SEgoKcmVxdWVzdF9pZBgBIAEoCRINCgVtb2RlbBgCIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAMgASgJEhUKDXByb21wdF90b2tlbnMYBCABKAUSEQoEc2VlZBgFIAEoBEgAiAEBEhgKEHByb21wdF90b2tlbl9pZHMYBiADKAVCBwoFX3NlZWQidgoFRGVsdGESDAoEdGV4dBgBIAEoCRIRCgl0b2tlbl9pZHMYAiADKAUSNAoIbG9ncHJvYnMYAyADKAsyIi5haW1hc3MuZ2VuZXJhdGlvbi52MS5Ub2tlbkxvZ3Byb2ISFgoOc2VxdWVuY2VfaW5kZXgYBCABKAUiawoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAISOAoKY2FuZGlkYXRlcxgDIAMoCzIkLmFpbWFzcy5nZW5lcmF0aW9uLnYxLlRva2VuQ2FuZGlkYXRlIjMKDlRva2VuQ2FuZGlkYXRlEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAIi4wEKBkZpbmlzaBIyCgZyZWFzb24YASABKA4yIi5haW1hc3MuZ2VuZXJhdGlvbi52MS5GaW5pc2hSZWFzb24SFQoLc3RvcF9zdHJpbmcYAiABKAlIABIXCg1zdG9wX3Rva2VuX2lkGAMgASgFSAASJgoFdXNhZ2UYBCABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYBSABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MSFgoOc2VxdWVuY2VfaW5kZXgYBiABKAVCCQoHbWF0Y2hlZCJsCg9Ub2tlbml6ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoEdGV4dBgCIAEoCUgAEjAKBGNoYXQYAyABKAsyIC5haW1hc3MuZ2VuZXJhdGlvbi52MS5DaGF0UHJvbXB0SABCCAoGcHJvbXB0IiUKEFRva2VuaXplUmVzcG9uc2USEQoJdG9rZW5faWRzGAEgAygFIlIKEURldG9rZW5pemVSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEhEKCXRva2VuX2lkcxgCIAMoBRIbChNrZWVwX3NwZWNpYWxfdG9rZW5zGAMgASgIIiIKEkRldG9rZW5pemVSZXNwb25zZRIMCgR0ZXh0GAEgASgJKuEBCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhUKEUZJTklTSF9SRUFTT05fRU9TEAESHQoZRklOSVNIX1JFQVNPTl9TVE9QX1NUUklORxACEhwKGEZJTklTSF9SRUFTT05fU1RPUF9UT0tFThADEiAKHEZJTklTSF9SRUFTT05fTUFYX05FV19UT0tFTlMQBBIeChpGSU5JU0hfUkVBU09OX0NPTlRFWFRfRlVMTBAFEhwKGEZJTklTSF9SRUFTT05fVElNRV9MSU1JVBAGMocDChFHZW5lcmF0aW9uU2VydmljZRJbCghHZW5lcmF0ZRIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkdlbmVyYXRlUmVxdWVzdBomLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkdlbmVyYXRlUmVzcG9uc2UwARJZCghDb21wbGV0ZRIlLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNvbXBsZXRlUmVxdWVzdBomLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkNvbXBsZXRlUmVzcG9uc2USWQoIVG9rZW5pemUSJS5haW1hc3MuZ2VuZXJhdGlvbi52MS5Ub2tlbml6ZVJlcXVlc3QaJi5haW1hc3MuZ2VuZXJhdGlvbi52MS5Ub2tlbml6ZVJlc3BvbnNlEl8KCkRldG9rZW5pemUSJy5haW1hc3MuZ2VuZXJhdGlvbi52MS5EZXRva2VuaXplUmVxdWVzdBooLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkRldG9rZW5pemVSZXNwb25zZWIGcHJvdG8z", [file_aimass_common_v1_usage, file_aimass_generation_v1_options, file_aimass_generation_v1_prompt, file_google_protobuf_duration]);
 
 /**
  * GenerateRequest asks for a streamed continuation. CompleteRequest has the same fields and numbers.
@@ -109,6 +109,23 @@ export type GenerateRequest = Message<"aimass.generation.v1.GenerateRequest"> & 
    * @generated from field: string request_id = 10;
    */
   requestId: string;
+
+  /**
+   * Optional. Continue the prompt this many times, side by side; it is computed once. Range 1 to 16; above 1 only
+   * with a temperature above 0. 0 is 1.
+   *
+   * @generated from field: int32 num_sequences = 11;
+   */
+  numSequences: number;
+
+  /**
+   * Optional. What the server has computed of a prompt serves later prompts that start alike, of requests with
+   * the same salt only. At most 256 characters. Give each tenant its own to keep response times from telling one
+   * about another's prompts.
+   *
+   * @generated from field: string cache_salt = 12;
+   */
+  cacheSalt: string;
 };
 
 /**
@@ -147,7 +164,7 @@ export type GenerateResponse = Message<"aimass.generation.v1.GenerateResponse"> 
     case: "delta";
   } | {
     /**
-     * Last message.
+     * Last message of its sequence.
      *
      * @generated from field: aimass.generation.v1.Finish finish = 3;
      */
@@ -250,6 +267,23 @@ export type CompleteRequest = Message<"aimass.generation.v1.CompleteRequest"> & 
    * @generated from field: string request_id = 10;
    */
   requestId: string;
+
+  /**
+   * Optional. Continue the prompt this many times, side by side; it is computed once. Range 1 to 16; above 1 only
+   * with a temperature above 0. 0 is 1.
+   *
+   * @generated from field: int32 num_sequences = 11;
+   */
+  numSequences: number;
+
+  /**
+   * Optional. What the server has computed of a prompt serves later prompts that start alike, of requests with
+   * the same salt only. At most 256 characters. Give each tenant its own to keep response times from telling one
+   * about another's prompts.
+   *
+   * @generated from field: string cache_salt = 12;
+   */
+  cacheSalt: string;
 };
 
 /**
@@ -299,6 +333,13 @@ export type CompleteResponse = Message<"aimass.generation.v1.CompleteResponse"> 
    * @generated from field: aimass.generation.v1.Finish finish = 5;
    */
   finish?: Finish | undefined;
+
+  /**
+   * Output only. The sequences after the first, when num_sequences asked for several.
+   *
+   * @generated from field: repeated aimass.generation.v1.Continuation further = 6;
+   */
+  further: Continuation[];
 };
 
 /**
@@ -307,6 +348,48 @@ export type CompleteResponse = Message<"aimass.generation.v1.CompleteResponse"> 
  */
 export const CompleteResponseSchema: GenMessage<CompleteResponse> = /*@__PURE__*/
   messageDesc(file_aimass_generation_v1_generation_service, 3);
+
+/**
+ * Continuation is one of several sequences of a prompt.
+ *
+ * @generated from message aimass.generation.v1.Continuation
+ */
+export type Continuation = Message<"aimass.generation.v1.Continuation"> & {
+  /**
+   * Output only. The continuation, without the prompt.
+   *
+   * @generated from field: string text = 1;
+   */
+  text: string;
+
+  /**
+   * Output only. Its token ids, when OutputOptions.token_ids asked for them.
+   *
+   * @generated from field: repeated int32 token_ids = 2;
+   */
+  tokenIds: number[];
+
+  /**
+   * Output only. One entry a token, when OutputOptions.logprobs asked for them.
+   *
+   * @generated from field: repeated aimass.generation.v1.TokenLogprob logprobs = 3;
+   */
+  logprobs: TokenLogprob[];
+
+  /**
+   * Output only. Why the text ended, and what it cost.
+   *
+   * @generated from field: aimass.generation.v1.Finish finish = 4;
+   */
+  finish?: Finish | undefined;
+};
+
+/**
+ * Describes the message aimass.generation.v1.Continuation.
+ * Use `create(ContinuationSchema)` to create a new message.
+ */
+export const ContinuationSchema: GenMessage<Continuation> = /*@__PURE__*/
+  messageDesc(file_aimass_generation_v1_generation_service, 4);
 
 /**
  * PromptInfo says what the server understood of the request.
@@ -362,7 +445,7 @@ export type PromptInfo = Message<"aimass.generation.v1.PromptInfo"> & {
  * Use `create(PromptInfoSchema)` to create a new message.
  */
 export const PromptInfoSchema: GenMessage<PromptInfo> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 4);
+  messageDesc(file_aimass_generation_v1_generation_service, 5);
 
 /**
  * Delta is the next piece of the continuation. It never ends inside a character or inside a possible stop string.
@@ -390,6 +473,13 @@ export type Delta = Message<"aimass.generation.v1.Delta"> & {
    * @generated from field: repeated aimass.generation.v1.TokenLogprob logprobs = 3;
    */
   logprobs: TokenLogprob[];
+
+  /**
+   * Output only. Which of the request's sequences this is of, from 0.
+   *
+   * @generated from field: int32 sequence_index = 4;
+   */
+  sequenceIndex: number;
 };
 
 /**
@@ -397,7 +487,7 @@ export type Delta = Message<"aimass.generation.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 5);
+  messageDesc(file_aimass_generation_v1_generation_service, 6);
 
 /**
  * TokenLogprob is how probable the model found a token, before temperature and filters.
@@ -432,7 +522,7 @@ export type TokenLogprob = Message<"aimass.generation.v1.TokenLogprob"> & {
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema: GenMessage<TokenLogprob> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 6);
+  messageDesc(file_aimass_generation_v1_generation_service, 7);
 
 /**
  * TokenCandidate is one of the most probable tokens at a place.
@@ -460,7 +550,7 @@ export type TokenCandidate = Message<"aimass.generation.v1.TokenCandidate"> & {
  * Use `create(TokenCandidateSchema)` to create a new message.
  */
 export const TokenCandidateSchema: GenMessage<TokenCandidate> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 7);
+  messageDesc(file_aimass_generation_v1_generation_service, 8);
 
 /**
  * Finish closes a continuation.
@@ -499,7 +589,7 @@ export type Finish = Message<"aimass.generation.v1.Finish"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * Output only. Tokens of prompt and continuation.
+   * Output only. Tokens of prompt and continuation, of this sequence.
    *
    * @generated from field: aimass.common.v1.Usage usage = 4;
    */
@@ -511,6 +601,13 @@ export type Finish = Message<"aimass.generation.v1.Finish"> & {
    * @generated from field: aimass.common.v1.Timings timings = 5;
    */
   timings?: Timings | undefined;
+
+  /**
+   * Output only. Which of the request's sequences ended, from 0.
+   *
+   * @generated from field: int32 sequence_index = 6;
+   */
+  sequenceIndex: number;
 };
 
 /**
@@ -518,7 +615,7 @@ export type Finish = Message<"aimass.generation.v1.Finish"> & {
  * Use `create(FinishSchema)` to create a new message.
  */
 export const FinishSchema: GenMessage<Finish> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 8);
+  messageDesc(file_aimass_generation_v1_generation_service, 9);
 
 /**
  * TokenizeRequest asks for token ids.
@@ -562,7 +659,7 @@ export type TokenizeRequest = Message<"aimass.generation.v1.TokenizeRequest"> & 
  * Use `create(TokenizeRequestSchema)` to create a new message.
  */
 export const TokenizeRequestSchema: GenMessage<TokenizeRequest> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 9);
+  messageDesc(file_aimass_generation_v1_generation_service, 10);
 
 /**
  * TokenizeResponse holds token ids.
@@ -583,7 +680,7 @@ export type TokenizeResponse = Message<"aimass.generation.v1.TokenizeResponse"> 
  * Use `create(TokenizeResponseSchema)` to create a new message.
  */
 export const TokenizeResponseSchema: GenMessage<TokenizeResponse> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 10);
+  messageDesc(file_aimass_generation_v1_generation_service, 11);
 
 /**
  * DetokenizeRequest asks for the text of token ids.
@@ -618,7 +715,7 @@ export type DetokenizeRequest = Message<"aimass.generation.v1.DetokenizeRequest"
  * Use `create(DetokenizeRequestSchema)` to create a new message.
  */
 export const DetokenizeRequestSchema: GenMessage<DetokenizeRequest> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 11);
+  messageDesc(file_aimass_generation_v1_generation_service, 12);
 
 /**
  * DetokenizeResponse holds text.
@@ -639,7 +736,7 @@ export type DetokenizeResponse = Message<"aimass.generation.v1.DetokenizeRespons
  * Use `create(DetokenizeResponseSchema)` to create a new message.
  */
 export const DetokenizeResponseSchema: GenMessage<DetokenizeResponse> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_generation_service, 12);
+  messageDesc(file_aimass_generation_v1_generation_service, 13);
 
 /**
  * FinishReason says why the text ended.
@@ -715,6 +812,7 @@ export const GenerationService: GenService<{
   /**
    * Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
    * The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
+   * With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
    *
    * @generated from rpc aimass.generation.v1.GenerationService.Generate
    */

@@ -12,12 +12,13 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/generation/v1/options.proto.
  */
 export const file_aimass_generation_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSLpAQoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QgcKBV9zZWVkIrgBCg9TdG9wcGluZ09wdGlvbnMSGwoObWF4X25ld190b2tlbnMYASABKAVIAIgBARIWCg5taW5fbmV3X3Rva2VucxgCIAEoBRIUCgxzdG9wX3N0cmluZ3MYAyADKAkSFgoOc3RvcF90b2tlbl9pZHMYBCADKAUSGwoTaW5jbHVkZV9zdG9wX3N0cmluZxgFIAEoCBISCgppZ25vcmVfZW9zGAYgASgIQhEKD19tYXhfbmV3X3Rva2VucyJkCg1PdXRwdXRPcHRpb25zEhEKCXRva2VuX2lkcxgBIAEoCBIQCghsb2dwcm9icxgCIAEoCBIUCgx0b3BfbG9ncHJvYnMYAyABKAUSGAoQcHJvbXB0X3Rva2VuX2lkcxgEIAEoCGIGcHJvdG8z");
+  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSKQBAoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBEhYKCXR5cGljYWxfcBgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgJIAEoAkgIiAEBEkgKCmxvZ2l0X2JpYXMYCiADKAsyNC5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMuTG9naXRCaWFzRW50cnkSGQoRYWxsb3dlZF90b2tlbl9pZHMYCyADKAUaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgCOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIHCgVfc2VlZEIMCgpfdHlwaWNhbF9wQhQKEl9mcmVxdWVuY3lfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eSK4AQoPU3RvcHBpbmdPcHRpb25zEhsKDm1heF9uZXdfdG9rZW5zGAEgASgFSACIAQESFgoObWluX25ld190b2tlbnMYAiABKAUSFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhsKE2luY2x1ZGVfc3RvcF9zdHJpbmcYBSABKAgSEgoKaWdub3JlX2VvcxgGIAEoCEIRCg9fbWF4X25ld190b2tlbnMiZAoNT3V0cHV0T3B0aW9ucxIRCgl0b2tlbl9pZHMYASABKAgSEAoIbG9ncHJvYnMYAiABKAgSFAoMdG9wX2xvZ3Byb2JzGAMgASgFEhgKEHByb21wdF90b2tlbl9pZHMYBCABKAhiBnByb3RvMw");
 
 /**
  * SamplingOptions says how the next token is chosen.
  *
- * Order: repetition penalty, temperature, top-k, top-p, min-p, then one draw.
+ * Order: repetition penalty, frequency and presence penalty, logit bias, allowed tokens, temperature, top-k,
+ * top-p, min-p, typical-p, then one draw.
  *
  * @generated from message aimass.generation.v1.SamplingOptions
  */
@@ -60,10 +61,47 @@ export type SamplingOptions = Message<"aimass.generation.v1.SamplingOptions"> & 
 
   /**
    * Optional. Makes the draw repeatable, alone or in any batch. Chosen and returned by the server when unset.
+   * With several sequences, sequence i draws with the seed plus i.
    *
    * @generated from field: optional uint64 seed = 6;
    */
   seed?: bigint | undefined;
+
+  /**
+   * Optional. Keep the tokens whose surprise is nearest to the expected one, until their probability reaches p
+   * (locally typical sampling). Range: above 0, up to 1. 1 keeps all.
+   *
+   * @generated from field: optional float typical_p = 7;
+   */
+  typicalP?: number | undefined;
+
+  /**
+   * Optional. Take this from a token's logit for each time it was generated. Range -2 to 2. Default 0.
+   *
+   * @generated from field: optional float frequency_penalty = 8;
+   */
+  frequencyPenalty?: number | undefined;
+
+  /**
+   * Optional. Take this from a token's logit once it was generated. Range -2 to 2. Default 0.
+   *
+   * @generated from field: optional float presence_penalty = 9;
+   */
+  presencePenalty?: number | undefined;
+
+  /**
+   * Optional. Add to the logits of these token ids. At most 1024, each from -100 to 100.
+   *
+   * @generated from field: map<int32, float> logit_bias = 10;
+   */
+  logitBias: { [key: number]: number };
+
+  /**
+   * Optional. Choose only among these, and the tokens that end the text. At most 4096; empty allows all.
+   *
+   * @generated from field: repeated int32 allowed_token_ids = 11;
+   */
+  allowedTokenIds: number[];
 };
 
 /**
