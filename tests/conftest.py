@@ -108,11 +108,19 @@ def _store(source: str | Path, name: str, **options: Any) -> Path:
     return cached_export(source, name=name, **options)
 
 
+def _calm_torch() -> None:
+    """Let the oracles compute on one thread: two that spin crawl whenever another process has a core."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _causal_lm(source: str | Path) -> Oracle:
     from aimass_exporters.causal_lm import load_causal_lm
     from aimass_exporters.progress import SilentProgress
     from aimass_exporters.source import resolve_source
 
+    _calm_torch()
     loaded = load_causal_lm(resolve_source(str(source), SilentProgress()))
     return loaded.model, loaded.text.tokenizer
 
@@ -130,6 +138,7 @@ def minilm_model() -> Oracle:
     from aimass_exporters.sentence_encoder import load_sentence_encoder
     from aimass_exporters.source import resolve_source
 
+    _calm_torch()
     loaded = load_sentence_encoder(resolve_source("all-minilm-l6-v2", SilentProgress()))
     return loaded.model, loaded.text.tokenizer
 

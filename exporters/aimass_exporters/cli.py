@@ -79,8 +79,12 @@ def _run_export(
     from rich.console import Console
 
     from aimass_exporters.export_progress import TerminalProgress
+    from aimass_exporters.source import resolve_source
 
     with TerminalProgress(Console(stderr=True)) as progress:
+        resolve_source(
+            source, progress
+        )  # what cannot be found is said before PyTorch takes its seconds to start
         progress.stage("start PyTorch")
         export_model = _load_exporter()
         return export_model(

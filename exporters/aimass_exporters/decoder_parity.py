@@ -20,6 +20,7 @@ from aimass_exporters.errors import InvalidExportOption
 from aimass_exporters.parity import ParityReport
 from aimass_exporters.precision import DecoderBounds
 from aimass_exporters.progress import Progress
+from aimass_exporters.torch_threads import one_torch_thread
 
 Logits = NDArray[np.float32]
 
@@ -58,7 +59,7 @@ class DecoderUnderTest:
 
     def reference_logits(self, token_ids: Sequence[int]) -> Logits:
         """Return PyTorch's logits of every position: [len(token_ids), vocab]."""
-        with torch.inference_mode():
+        with torch.inference_mode(), one_torch_thread():
             logits: Logits = (
                 self.reference.model(torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
             )

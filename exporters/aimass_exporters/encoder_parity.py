@@ -20,6 +20,7 @@ from aimass_exporters.parity import ParityReport
 from aimass_exporters.precision import EncoderBounds
 from aimass_exporters.progress import Progress
 from aimass_exporters.sentence_encoder import SentenceEncoder
+from aimass_exporters.torch_threads import one_torch_thread
 
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -85,7 +86,7 @@ class EncoderUnderTest:
 
     def reference_vector(self, ids: list[int]) -> Vectors:
         """Return PyTorch's vector [hidden] of one text alone, pooled and of length 1."""
-        with torch.inference_mode():
+        with torch.inference_mode(), one_torch_thread():
             mask = torch.ones(1, len(ids), dtype=torch.long)
             hidden = self.reference.model(torch.tensor([ids]), attention_mask=mask).last_hidden_state
         vector: Vectors = self._finish(hidden.numpy(), mask.numpy())[0]

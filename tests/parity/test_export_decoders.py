@@ -1,11 +1,14 @@
-"""Exported decoders against PyTorch on the same weights, as the engine will run them: chunks, then ragged batches.
+"""Exported decoders against PyTorch on the same weights, as the engine will run them: chunks, then ragged
+batches.
 
-Tolerances: float32 in another order of sums, 1e-4 over two random layers, 1e-3 over thirty real ones. Logits are
-compared, never only their best token: a wrong rotary layout once kept the best token and missed by 4.5.
+Tolerances: float32 in another order of sums, 1e-4 over two random layers, 1e-3 over thirty real ones.
+Logits are compared, never only their best token: a wrong rotary layout once kept the best token and missed
+by 4.5.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
 from aimass_decoding.runner import DecoderRunner, geometry_of
+from aimass_exporters.cli import register
 from aimass_exporters.cuda_support import operators_without_kernel
 from aimass_exporters.decoder_export import export_decoder
 from aimass_exporters.errors import ParityFailed
@@ -24,6 +29,7 @@ from aimass_serving.bundle import Bundle
 from aimass_serving.session import Device, SessionConfig, open_session
 from aimass_serving.store import open_store
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 FAMILIES = ["llama", "gpt2", "qwen2", "mistral"]
 PROMPT_LENGTHS, NUM_STEPS = (3, 17, 29, 8), 6
@@ -180,3 +186,27 @@ def test_golden_outputs_are_what_the_graph_gives(tiny_llama_store: Path) -> None
     golden = bundle.golden()
     logits = _runner(bundle, max_slots=1, max_len=64).prefill(0, golden["prompt_ids"], start=0)
     assert np.abs(logits - golden["logits"]).max() <= golden["tolerance"]
+
+
+def test_the_export_command_tells_a_script_what_it_made(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    register(app)
+    arguments = [
+        "export",
+        str(tiny_llama_folder),
+        "--store",
+        str(tmp_path / "store"),
+        "--name",
+        "mine",
+        "--json",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["name"], told["version"], told["task"]) == (
+        0,
+        "mine",
+        "1",
+        "text-generation",
+    )
+    assert {"max_abs_diff_logits", "top1_agreement_passages"} == {m["name"] for m in told["parity"]}
+    assert _bundle(tmp_path / "store").ref == "mine@1"
