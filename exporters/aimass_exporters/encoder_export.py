@@ -11,7 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,27 +42,33 @@ class EncoderGraph:
     """Number of fused nodes by operator."""
 
 
-def export_encoder(model: PreTrainedModel, folder: Path, *, precision: Precision) -> EncoderGraph:
+def export_encoder(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    precision: Precision,
+    task: str = "feature-extraction",
+    outputs: Collection[str] = (_OUTPUT,),
+) -> EncoderGraph:
     """Write `encoder.onnx` into `folder`: fused, fp16 inside when asked for; integer weights are made later.
 
-    Raises `UnsupportedModel` when optimum cannot export the family.
+    `task` is optimum's name of what the graph computes; other outputs than `outputs` are dropped. Raises
+    `UnsupportedModel` when optimum cannot export the family.
     """
     with tempfile.TemporaryDirectory(prefix=".encoder-", dir=folder) as scratch, _quiet():
-        raw = _export(model, Path(scratch))
+        raw = _export(model, Path(scratch), task)
         optimized = _optimize(raw, model, precision)
         fused = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
         if precision is Precision.FP16:
             optimized.convert_float_to_float16(keep_io_types=True)
-        _keep_only(optimized, _OUTPUT)
+        _keep_only(optimized, outputs)
         path = save_graph(optimized.model, folder / GRAPH_FILE)
     return EncoderGraph(path, fused)
 
 
-def _export(model: PreTrainedModel, folder: Path) -> Path:
+def _export(model: PreTrainedModel, folder: Path, task: str) -> Path:
     try:
-        onnx_export_from_model(
-            model, folder, task="feature-extraction", do_validation=False, no_post_process=True
-        )
+        onnx_export_from_model(model, folder, task=task, do_validation=False, no_post_process=True)
     except (KeyError, ValueError, NotImplementedError) as error:
         raise UnsupportedModel(
             model.config.model_type, because=f"optimum cannot export it: {error}"
@@ -84,10 +90,10 @@ def _optimize(raw: Path, model: PreTrainedModel, precision: Precision) -> Any:
     )
 
 
-def _keep_only(optimized: Any, output: str) -> None:
+def _keep_only(optimized: Any, names: Collection[str]) -> None:
     """Drop other outputs, such as a pooler's, and what only they need."""
     outputs = optimized.model.graph.output
-    for extra in [value for value in outputs if value.name != output]:
+    for extra in [value for value in outputs if value.name not in names]:
         outputs.remove(extra)
     optimized.prune_graph()
 

@@ -84,7 +84,7 @@ def _spec(folder: Path, model: PreTrainedModel) -> EncoderSpec:
     modules = _module_folders(folder)
     return EncoderSpec(
         hidden_size=model.config.hidden_size,
-        max_tokens=_max_tokens(folder, model),
+        max_tokens=longest_input(folder, model),
         pooling=_pooling(modules["Pooling"]) if "Pooling" in modules else POOLING_MEAN,
         normalize="Normalize" in modules or not modules,
         prompts=_prompts(folder),
@@ -120,7 +120,8 @@ def _pooling(folder: Path) -> Pooling.ValueType:
     return _POOLING_MODES[modes[0]]
 
 
-def _max_tokens(folder: Path, model: PreTrainedModel) -> int:
+def longest_input(folder: Path, model: PreTrainedModel) -> int:
+    """Return the longest input in tokens. Raises `UnsupportedModel` when the files do not tell."""
     limits = [_positions(model)]
     for file, key in (
         ("sentence_bert_config.json", "max_seq_length"),

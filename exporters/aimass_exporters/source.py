@@ -30,6 +30,13 @@ _SEQ2SEQ = (
     (re.compile(r"^Whisper"), TaskName.SPEECH_RECOGNITION),
     (re.compile(r"^((T5|Bart)ForConditionalGeneration|MarianMTModel)$"), TaskName.TEXT2TEXT_GENERATION),
 )
+_HEADS = {
+    "ForSequenceClassification": TaskName.TEXT_CLASSIFICATION,
+    "ForTokenClassification": TaskName.TOKEN_CLASSIFICATION,
+    "ForMaskedLM": TaskName.FILL_MASK,
+    "ForQuestionAnswering": TaskName.QUESTION_ANSWERING,
+    "ForNextSentencePrediction": TaskName.NEXT_SENTENCE_PREDICTION,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,10 @@ def _task(folder: Path) -> TaskName | None:
     for ends, task in _SEQ2SEQ:
         if any(ends.search(a) for a in architectures):
             return task
-    return TaskName.TEXT_GENERATION if any(_CAUSAL.search(a) for a in architectures) else None
+    if any(_CAUSAL.search(a) for a in architectures):
+        return TaskName.TEXT_GENERATION
+    found = {task for a in architectures for end, task in _HEADS.items() if a.endswith(end)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _licence(folder: Path) -> str:

@@ -67,7 +67,7 @@ async def test_memory_of_finished_calls_is_given_back() -> None:
     try:
         for _ in range(20):
             await asyncio.gather(*(engine.embed(EmbedRequest(["a b c"] * 3)) for _ in range(20)))
-        pipeline = engine._pipeline
+        pipeline = engine._encoder.pipeline
         assert not pipeline._calls
         assert not len(pipeline._batcher)
         assert len(pipeline._batcher._by_due) < 200

@@ -18,6 +18,7 @@ from aimass_encoder.__main__ import PLAN
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.servicer import EmbeddingServicer
+from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.testing import FakeEncoderGraph, fake_engine
 from aimass_serving.bundle import Bundle
 from aimass_serving.registry import ModelRegistry
@@ -37,7 +38,7 @@ class Service:
     """A running service, its client, and the graph behind it."""
 
     def __init__(
-        self, graph: FakeEncoderGraph, channel: grpc.aio.Channel, registry: ModelRegistry[EncoderEngine]
+        self, graph: FakeEncoderGraph, channel: grpc.aio.Channel, registry: ModelRegistry[TaskEngine]
     ) -> None:
         self.graph = graph
         self.channel = channel

@@ -5,8 +5,12 @@ services, `aimass.<domain>.v1` the generated messages and stubs (also for `grpc.
 """
 
 from aimass.channel import Connection, ConnectionOptions, Tls
+from aimass.classification_client import ClassificationClient
+from aimass.classification_options import ClassifyOptions
+from aimass.classifications import LabelScore, ScoreKind, TextClass, TextClasses
 from aimass.completion import (
     Completion,
+    Continuation,
     Delta,
     Finish,
     FinishReason,
@@ -31,9 +35,12 @@ from aimass.vectors import VectorDtype
 
 __all__ = [
     "ChatMessage",
+    "ClassificationClient",
+    "ClassifyOptions",
     "Completion",
     "Connection",
     "ConnectionOptions",
+    "Continuation",
     "Delta",
     "EmbeddedText",
     "EmbeddingClient",
@@ -46,6 +53,7 @@ __all__ = [
     "GenerationOptions",
     "HealthStatus",
     "ItemError",
+    "LabelScore",
     "Model",
     "ModelClient",
     "ModelLimits",
@@ -54,6 +62,9 @@ __all__ = [
     "Prompt",
     "PromptInfo",
     "RpcError",
+    "ScoreKind",
+    "TextClass",
+    "TextClasses",
     "TextRefused",
     "Timings",
     "Tls",

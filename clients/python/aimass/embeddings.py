@@ -86,7 +86,7 @@ def embeddings_of(response_pb: pb.EmbedResponse) -> Embeddings:
             row[:] = unpack_vector(result.embedding, response_pb.dtype, dimensions)
     return Embeddings(
         vectors=vectors,
-        errors={i: _item_error_of(r.error) for i, r in enumerate(results) if not r.HasField("embedding")},
+        errors={i: item_error_of(r.error) for i, r in enumerate(results) if not r.HasField("embedding")},
         tokens=tuple(r.embedding.tokens for r in results),
         truncated_tokens=tuple(r.embedding.truncated_tokens for r in results),
         model=response_pb.model,
@@ -107,13 +107,14 @@ def embedded_text_of(response_pb: pb.EmbedStreamResponse) -> EmbeddedText:
             if is_embedded
             else None
         ),
-        error=None if is_embedded else _item_error_of(result.error),
+        error=None if is_embedded else item_error_of(result.error),
         tokens=result.embedding.tokens,
         truncated_tokens=result.embedding.truncated_tokens,
     )
 
 
-def _item_error_of(error_pb: error_pb2.ItemError) -> ItemError:
+def item_error_of(error_pb: error_pb2.ItemError) -> ItemError:
+    """Return the message as a value."""
     return ItemError(
         reason=enum_word(error_pb2.ErrorReason, "ERROR_REASON_", error_pb.reason).upper(),
         message=error_pb.message,

@@ -45,3 +45,38 @@ class PoolingHead:
         vectors = pool(hidden, mask, self.pooling)  # [rows, hidden_size]
         failed = ModelFailed(self.model, detail="the vector of this text holds values that are not numbers")
         return [vector if np.isfinite(vector).all() else failed for vector in vectors]
+
+
+@dataclass(frozen=True, slots=True)
+class RowHead:
+    """One row of numbers for each text: an output of [rows, n], such as a classifier's logits."""
+
+    output: str
+    model: str
+
+    def __call__(
+        self, outputs: Outputs, mask: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.float32] | AimassError]:
+        """Return arrays of shape [n]."""
+        values = outputs[self.output].astype(np.float32)  # [rows, n]
+        return [row if np.isfinite(row).all() else _not_numbers(self.model) for row in values]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """One row of numbers for each token: one or more outputs of [rows, seq] or [rows, seq, n]."""
+
+    outputs: Sequence[str]
+    model: str
+
+    def __call__(
+        self, outputs: Outputs, mask: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.float32] | AimassError]:
+        """Return arrays of shape [outputs, num_tokens] or [outputs, num_tokens, n]."""
+        values = np.stack([outputs[name].astype(np.float32, copy=False) for name in self.outputs], axis=1)
+        read = [row[:, :length].copy() for row, length in zip(values, mask.sum(axis=1), strict=True)]
+        return [row if np.isfinite(row).all() else _not_numbers(self.model) for row in read]
+
+
+def _not_numbers(model: str) -> ModelFailed:
+    return ModelFailed(model, detail="what it gives for this text holds values that are not numbers")

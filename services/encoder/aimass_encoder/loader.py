@@ -5,7 +5,7 @@ Must not know the wire.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from aimass.model.v1 import manifest_pb2
@@ -18,9 +18,13 @@ from aimass_encoder.batcher import BatchLimits
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.head import PoolingHead
+from aimass_encoder.labels import ProblemType
 from aimass_encoder.pooling import Pooling, l2_normalize
-from aimass_encoder.runner import HIDDEN, MASK, TOKEN_IDS, TYPE_IDS, EncoderRunner, PaddedBatch
+from aimass_encoder.runner import HIDDEN, LOGITS, MASK, TOKEN_IDS, TYPE_IDS, EncoderRunner, PaddedBatch
 from aimass_encoder.spec import EmbeddingSpec
+from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.text_classifier import ClassifierSpec, TextClassifier
+from aimass_encoder.text_encoder import TextEncoder
 from aimass_encoder.tokenization import TextTokenizer
 
 GRAPH_ROLE = "encoder"
@@ -30,28 +34,99 @@ _POOLINGS: Mapping[manifest_pb2.Pooling.ValueType, Pooling] = {
     manifest_pb2.POOLING_MEAN: Pooling.MEAN,
     manifest_pb2.POOLING_LAST: Pooling.LAST,
 }
+_PROBLEM_TYPES: Mapping[manifest_pb2.ProblemType.ValueType, ProblemType] = {
+    manifest_pb2.PROBLEM_TYPE_SINGLE_LABEL: ProblemType.SINGLE_LABEL,
+    manifest_pb2.PROBLEM_TYPE_MULTI_LABEL: ProblemType.MULTI_LABEL,
+    manifest_pb2.PROBLEM_TYPE_REGRESSION: ProblemType.REGRESSION,
+}
+HEAD_OUTPUTS: Mapping[manifest_pb2.Task.ValueType, Sequence[str]] = {
+    manifest_pb2.TASK_TEXT_CLASSIFICATION: (LOGITS,),
+}
+"""Tasks whose graph ends in a head, and its outputs."""
 
 
-def load_engine(bundle: Bundle, context: LoadContext) -> EncoderEngine:
-    """Return a started engine. Blocking. Raises `BadBundle` when the golden vectors do not come out."""
+def load_engine(bundle: Bundle, context: LoadContext) -> TaskEngine:
+    """Return a started engine. Blocking. Raises `BadBundle` when the golden outputs do not come out."""
     return engine_on(open_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
 
 
-def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> EncoderEngine:
+def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:
     """Return a started engine that runs on an open session. Blocking; errors as `load_engine`."""
-    spec = embedding_spec(bundle)
-    _check_graph(session, bundle.ref)
-    runner = EncoderRunner(session, pad_token_id=bundle.manifest.tokenizer.pad_token_id)
-    replay_golden(runner, bundle, spec)
-    config = context.config(EncoderConfig)
-    limits = config.batch_limits(session.execution_provider, max_tokens=spec.max_tokens)
-    runner.warm_up(warm_up_shapes(limits, max_tokens=spec.max_tokens))
-    tokenizer = _read_tokenizer(bundle, max_tokens=spec.max_tokens)
-    engine = EncoderEngine(
-        runner, tokenizer, spec, model=bundle.manifest.name, config=config, permit=context.permit
+    is_head = bundle.manifest.task in HEAD_OUTPUTS
+    engine = (
+        head_engine_on(session, bundle, context) if is_head else embedding_engine_on(session, bundle, context)
     )
     engine.start()
     return engine
+
+
+def embedding_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> EncoderEngine:
+    """Return an engine for embeddings, not started."""
+    spec = embedding_spec(bundle)
+    _check_graph(session, bundle.ref, outputs=(HIDDEN,))
+    runner = EncoderRunner(session, pad_token_id=bundle.manifest.tokenizer.pad_token_id)
+    replay_golden(runner, bundle, spec)
+    config = context.config(EncoderConfig)
+    _warm_up(runner, config, max_tokens=spec.max_tokens)
+    tokenizer = _read_tokenizer(bundle, max_tokens=spec.max_tokens)
+    return EncoderEngine(
+        runner, tokenizer, spec, model=bundle.manifest.name, config=config, permit=context.permit
+    )
+
+
+def head_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:
+    """Return an engine for a graph that ends in a task's head, not started."""
+    manifest = bundle.manifest
+    _check_graph(session, bundle.ref, outputs=HEAD_OUTPUTS[manifest.task])
+    if manifest.encoder.max_tokens < 1:
+        raise BadBundle(bundle.ref, detail="expected an encoder with max_tokens")
+    runner = EncoderRunner(session, pad_token_id=manifest.tokenizer.pad_token_id)
+    replay_golden_logits(runner, bundle)
+    config = context.config(EncoderConfig)
+    _warm_up(runner, config, max_tokens=manifest.encoder.max_tokens)
+    encoder = TextEncoder(
+        runner,
+        _read_tokenizer(bundle, max_tokens=manifest.encoder.max_tokens),
+        model=manifest.name,
+        config=config,
+        permit=context.permit,
+    )
+    return TextClassifier(encoder, classifier_spec(bundle))
+
+
+def classifier_spec(bundle: Bundle) -> ClassifierSpec:
+    """Return what the manifest says of a classifier. Raises `BadBundle` where it says too little."""
+    encoder = bundle.manifest.encoder
+    if not encoder.labels or encoder.problem_type not in _PROBLEM_TYPES:
+        raise BadBundle(bundle.ref, detail="expected an encoder with labels and problem_type")
+    return ClassifierSpec(
+        tuple(encoder.labels),
+        _PROBLEM_TYPES[encoder.problem_type],
+        encoder.threshold if encoder.HasField("threshold") else None,
+    )
+
+
+def replay_golden_logits(runner: EncoderRunner, bundle: Bundle) -> None:
+    """Run the inputs that the export recorded. Raises `BadBundle` when the logits differ too much."""
+    golden = bundle.golden()
+    try:
+        batch = PaddedBatch(golden[TOKEN_IDS], golden[MASK], golden.get(TYPE_IDS))
+        tolerance = float(golden["tolerance"])
+        expected = {name: golden[name] for name in HEAD_OUTPUTS[bundle.manifest.task]}
+    except KeyError as error:
+        raise BadBundle(bundle.ref, detail=f"golden.npz has no array named {error}") from error
+    outputs = runner.run(batch)
+    for name, values in expected.items():
+        got = outputs[name]
+        difference = float(np.abs(got - values).max()) if got.shape == values.shape else np.inf
+        if not difference <= tolerance:  # NaN is not
+            detail = f"golden {name} differ by {difference:.3g}, expected at most {tolerance:.3g}"
+            raise BadBundle(bundle.ref, detail=detail)
+
+
+def _warm_up(runner: EncoderRunner, config: EncoderConfig, *, max_tokens: int) -> None:
+    limits = config.batch_limits(runner.execution_provider, max_tokens=max_tokens)
+    runner.warm_up(warm_up_shapes(limits, max_tokens=max_tokens))
 
 
 def embedding_spec(bundle: Bundle) -> EmbeddingSpec:
@@ -95,12 +170,13 @@ def warm_up_shapes(limits: BatchLimits, *, max_tokens: int) -> list[tuple[int, i
     return [(min(limits.max_batch_rows, limits.max_batch_tokens // length), length) for length in lengths]
 
 
-def _check_graph(session: Session, bundle: str) -> None:
-    inputs, outputs = {i.name for i in session.inputs}, {o.name for o in session.outputs}
+def _check_graph(session: Session, bundle: str, *, outputs: Collection[str]) -> None:
+    inputs, found = {i.name for i in session.inputs}, {o.name for o in session.outputs}
     if not {TOKEN_IDS, MASK} <= inputs <= {TOKEN_IDS, MASK, TYPE_IDS}:
         raise BadBundle(bundle, detail=f"expected a graph of {TOKEN_IDS} and {MASK}, got {sorted(inputs)}")
-    if HIDDEN not in outputs:
-        raise BadBundle(bundle, detail=f"expected a graph with output {HIDDEN}, got {sorted(outputs)}")
+    if not set(outputs) <= found:
+        expected = " and ".join(outputs)
+        raise BadBundle(bundle, detail=f"expected a graph with output {expected}, got {sorted(found)}")
 
 
 def _read_tokenizer(bundle: Bundle, *, max_tokens: int) -> TextTokenizer:

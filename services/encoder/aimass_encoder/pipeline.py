@@ -58,6 +58,8 @@ class Work:
     call: EncodeCall
     index: int
     token_ids: NDArray[np.int64]  # [num_tokens]
+    type_ids: NDArray[np.int64] | None  # [num_tokens]
+    """Which text of a pair each token belongs to; None for a text alone."""
     head: Head[Any]
 
 
@@ -149,11 +151,17 @@ class BatchPipeline:
             self._batcher.check_admission(now_s=self._clock(), deadline_s=_or_never(deadline_s))
 
     async def run(
-        self, rows: Sequence[NDArray[np.int64]], head: Head[Reading], *, deadline_s: float | None
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        head: Head[Reading],
+        *,
+        deadline_s: float | None,
+        type_ids: Sequence[NDArray[np.int64] | None] = (),
     ) -> tuple[Sequence[Reading | AimassError], EncodeTimes]:
         """Return what `head` reads off each row of token ids, in order, and when.
 
-        All rows are admitted or none. Raises `Overloaded`, `DeadlineExceeded`, `Draining`. When cancelled,
+        `type_ids` has one place for each row, or none at all. All rows are admitted or none. Raises
+        `Overloaded`, `DeadlineExceeded`, `Draining`. When cancelled,
         its rows leave the queue at once. Records the phases `queue` and `batch`, whatever the end.
         """
         call = EncodeCall(
@@ -162,7 +170,11 @@ class BatchPipeline:
             span=get_current_span().get_span_context(),
             submitted_ns=time.time_ns(),
         )
-        works = [Work(call, index, token_ids, head) for index, token_ids in enumerate(rows)]
+        types = type_ids or [None] * len(rows)
+        works = [
+            Work(call, index, token_ids, row_types, head)
+            for index, (token_ids, row_types) in enumerate(zip(rows, types, strict=True))
+        ]
         self._submit(call, works, deadline_s=_or_never(deadline_s))
         try:
             await call.done
@@ -271,8 +283,13 @@ class BatchPipeline:
         return self._assemble(batch) if batch else None
 
     def _assemble(self, batch: Batch[Work]) -> _Assembled:
-        rows = [entry.payload.token_ids for entry in batch.entries]
-        return _Assembled(batch, self._runner.pad(rows, length=batch.padded_length))
+        works = [entry.payload for entry in batch.entries]
+        padded = self._runner.pad(
+            [work.token_ids for work in works],
+            length=batch.padded_length,
+            type_ids=[work.type_ids for work in works],
+        )
+        return _Assembled(batch, padded)
 
     def _publish(
         self, assembled: _Assembled, outputs: Outputs | AimassError, start_ns: int, end_ns: int

@@ -14,6 +14,7 @@ TOKEN_IDS = "input_ids"  # noqa: S105 - not a secret
 MASK = "attention_mask"
 TYPE_IDS = "token_type_ids"
 HIDDEN = "last_hidden_state"
+LOGITS = "logits"
 
 Outputs = Mapping[str, NDArray[Any]]
 """The graph's outputs by name, first axis = rows of the batch."""
@@ -25,6 +26,8 @@ class PaddedBatch:
 
     token_ids: NDArray[np.int64]  # [batch, seq]
     mask: NDArray[np.int64]  # [batch, seq], 1 for tokens, 0 for padding
+    type_ids: NDArray[np.int64] | None = None  # [batch, seq]
+    """Which text of a pair a token belongs to; None when no row is a pair."""
 
     @property
     def num_rows(self) -> int:
@@ -32,14 +35,32 @@ class PaddedBatch:
         return len(self.token_ids)
 
 
-def pad_right(rows: Sequence[NDArray[np.int64]], *, length: int, pad_token_id: int) -> PaddedBatch:
-    """Lay rows of at most `length` tokens into one batch."""
+def pad_right(
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    length: int,
+    pad_token_id: int,
+    type_ids: Sequence[NDArray[np.int64] | None] = (),
+) -> PaddedBatch:
+    """Lay rows of at most `length` tokens into one batch; `type_ids` has one place for each row, or none."""
     token_ids = np.full((len(rows), length), pad_token_id, np.int64)
     mask = np.zeros((len(rows), length), np.int64)
     for row, ids in enumerate(rows):
         token_ids[row, : len(ids)] = ids
         mask[row, : len(ids)] = 1
-    return PaddedBatch(token_ids, mask)
+    return PaddedBatch(token_ids, mask, _padded_types(type_ids, mask))
+
+
+def _padded_types(
+    type_ids: Sequence[NDArray[np.int64] | None], mask: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    if all(types is None for types in type_ids):
+        return None
+    padded = np.zeros_like(mask)
+    for row, types in enumerate(type_ids):
+        if types is not None:
+            padded[row, : len(types)] = types
+    return padded
 
 
 class EncoderRunner:
@@ -55,15 +76,21 @@ class EncoderRunner:
         """ONNX Runtime execution provider that runs the graph."""
         return self._session.execution_provider
 
-    def pad(self, rows: Sequence[NDArray[np.int64]], *, length: int) -> PaddedBatch:
+    def pad(
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        *,
+        length: int,
+        type_ids: Sequence[NDArray[np.int64] | None] = (),
+    ) -> PaddedBatch:
         """Lay rows of at most `length` tokens into one batch, with the model's padding token."""
-        return pad_right(rows, length=length, pad_token_id=self._pad_token_id)
+        return pad_right(rows, length=length, pad_token_id=self._pad_token_id, type_ids=type_ids)
 
     def run(self, batch: PaddedBatch) -> Outputs:
-        """Run the graph once. `last_hidden_state` is float32 [batch, seq, hidden_size]."""
+        """Run the graph once; the outputs depend on the task."""
         feeds = {TOKEN_IDS: batch.token_ids, MASK: batch.mask}
         if self._wants_type_ids:
-            feeds[TYPE_IDS] = np.zeros_like(batch.token_ids)
+            feeds[TYPE_IDS] = np.zeros_like(batch.token_ids) if batch.type_ids is None else batch.type_ids
         return self._session.run(feeds)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
-from aimass.common.v1 import error_pb2, usage_pb2
+from aimass.classification.v1.classification_service_pb2_grpc import (
+    add_ClassificationServiceServicer_to_server,
+)
+from aimass.common.v1 import usage_pb2
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1.embedding_service_pb2_grpc import (
     EmbeddingServiceServicer,
     add_EmbeddingServiceServicer_to_server,
 )
+from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING
 from aimass_serving.errors import (
     AimassError,
     InputTooLong,
@@ -22,22 +26,24 @@ from aimass_serving.errors import (
     InvalidFields,
     ModelFailed,
     Overloaded,
-    Violation,
 )
 from aimass_serving.registry import ModelRegistry
 from aimass_serving.request_context import RequestContext, request_context
-from aimass_serving.telemetry import annotate
 
+from aimass_encoder import classification_servicer
+from aimass_encoder.classification_servicer import ClassificationServicer
 from aimass_encoder.engine import EncoderEngine
+from aimass_encoder.messages import annotate_call, chosen, item_error_pb, timings_pb
 from aimass_encoder.request import (
     EmbeddedText,
     EmbedOptions,
     EmbedRequest,
-    PhaseTimings,
     Truncation,
     VectorDtype,
 )
+from aimass_encoder.served import served_engine
 from aimass_encoder.stream import in_order
+from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.vectors import PackedVector, pack
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
@@ -58,30 +64,30 @@ _DTYPES: Mapping[int, tuple[VectorDtype, pb.VectorDtype.ValueType]] = {
     pb.VECTOR_DTYPE_INT8: (VectorDtype.INT8, pb.VECTOR_DTYPE_INT8),
     pb.VECTOR_DTYPE_BINARY: (VectorDtype.BINARY, pb.VECTOR_DTYPE_BINARY),
 }
-Choice = TypeVar("Choice")
 
 
-def register(server: grpc.aio.Server, registry: ModelRegistry[EncoderEngine]) -> Sequence[str]:
+def register(server: grpc.aio.Server, registry: ModelRegistry[TaskEngine]) -> Sequence[str]:
     """Add the servicers of the encoder service; return their full names."""
     add_EmbeddingServiceServicer_to_server(EmbeddingServicer(registry), server)
-    return [SERVICE_NAME]
+    add_ClassificationServiceServicer_to_server(ClassificationServicer(registry), server)
+    return [SERVICE_NAME, classification_servicer.SERVICE_NAME]
 
 
 class EmbeddingServicer(EmbeddingServiceServicer):
     """Answers with the vectors of the engines in the registry."""
 
-    def __init__(self, registry: ModelRegistry[EncoderEngine]) -> None:
+    def __init__(self, registry: ModelRegistry[TaskEngine]) -> None:
         self._registry = registry
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Return one result for each text, in order. One bad text fails its own result, not the call."""
         call = request_context(context, request.request_id)
-        dtype, dtype_pb = _chosen(_DTYPES, request.options.dtype, "options.dtype", pb.VectorDtype)
-        served = self._registry.get(request.model)
-        reply = await served.engine.embed(
+        dtype, dtype_pb = chosen(_DTYPES, request.options.dtype, "options.dtype", pb.VectorDtype)
+        served, engine = served_engine(self._registry, request.model, TASK_EMBEDDING, EncoderEngine)
+        reply = await engine.embed(
             EmbedRequest(request.texts, embed_options(request.options), deadline_s=call.deadline_s)
         )
-        _annotate(served.name, reply.num_tokens)
+        annotate_call("embeddings", served.name, reply.num_tokens)
         return pb.EmbedResponse(
             results=result_pbs(reply.results, dtype),
             dimensions=reply.dimensions,
@@ -105,14 +111,14 @@ class EmbeddingServicer(EmbeddingServiceServicer):
                 async for answer in answers:
                     yield answer
         finally:
-            _annotate(config.model, stream.num_tokens)
+            annotate_call("embeddings", config.model, stream.num_tokens)
 
     def _open(self, config: pb.EmbedStreamConfig, call: RequestContext) -> _EmbedStream:
         """Check the configuration of a stream; its fields are named from the stream's first message."""
         try:
-            dtype, dtype_pb = _chosen(_DTYPES, config.options.dtype, "options.dtype", pb.VectorDtype)
+            dtype, dtype_pb = chosen(_DTYPES, config.options.dtype, "options.dtype", pb.VectorDtype)
             options = embed_options(config.options)
-            engine = self._registry.get(config.model).engine
+            _, engine = served_engine(self._registry, config.model, TASK_EMBEDDING, EncoderEngine)
             engine.check_options(options)
         except InvalidFields as error:
             raise InvalidFields(replace(v, field=f"config.{v.field}") for v in error.violations) from error
@@ -162,7 +168,7 @@ def embed_options(options: pb.EmbedOptions) -> EmbedOptions:
     """Return the engine's options. Raises `InvalidField`."""
     return EmbedOptions(
         normalize=options.normalize if options.HasField("normalize") else None,
-        truncation=_chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
+        truncation=chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
         dimensions=options.dimensions if options.HasField("dimensions") else None,
         prompt_name=options.prompt_name,
     )
@@ -178,41 +184,6 @@ def result_pbs(results: Sequence[EmbeddedText | AimassError], dtype: VectorDtype
         else pb.EmbedResult(error=item_error_pb(result))
         for result in results
     ]
-
-
-def item_error_pb(error: AimassError) -> error_pb2.ItemError:
-    """Return an error as one item's result."""
-    violations: Sequence[Violation] = ()
-    if isinstance(error, InvalidFields):
-        violations = error.violations
-    if isinstance(error, InputTooLong):
-        violations = [Violation(error.field, error.description)]
-    return error_pb2.ItemError(
-        reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
-        message=str(error),
-        violations=[error_pb2.FieldViolation(field=v.field, description=v.description) for v in violations],
-    )
-
-
-def timings_pb(timings: PhaseTimings) -> usage_pb2.Timings:
-    """Return the phases' durations as they travel."""
-    return usage_pb2.Timings(
-        tokenize_ms=timings.tokenize_ms,
-        queue_ms=timings.queue_ms,
-        compute_ms=timings.compute_ms,
-        total_ms=timings.total_ms,
-    )
-
-
-def _annotate(model: str, num_tokens: int) -> None:
-    """Say on the call's span what it used."""
-    annotate(
-        {
-            "gen_ai.operation.name": "embeddings",
-            "gen_ai.request.model": model,
-            "gen_ai.usage.input_tokens": num_tokens,
-        }
-    )
 
 
 def _embedding_pb(text: EmbeddedText, packed: PackedVector) -> pb.Embedding:
@@ -240,11 +211,3 @@ async def _numbered_texts(requests: AsyncIterator[pb.EmbedStreamRequest]) -> Asy
             raise InvalidField("text", expected="a text in every message after the first", got=kind)
         yield index, request.text
         index += 1
-
-
-def _chosen(choices: Mapping[int, Choice], number: int, field: str, enum: Any) -> Choice:
-    """Return what an enum's number stands for. Raises `InvalidField` for one this server does not know."""
-    if number not in choices:
-        names = ", ".join(enum.Name(choice) for choice in choices)
-        raise InvalidField(field, expected=f"one of {names}", got=number)
-    return choices[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from aimass_encoder.pooling import Pooling
 from aimass_encoder.request import Truncation
 from aimass_encoder.runner import HIDDEN, MASK, TOKEN_IDS, EncoderRunner
 from aimass_encoder.spec import EmbeddingSpec
-from aimass_encoder.tokenization import TokenizedText
+from aimass_encoder.tokenization import TextInput, TokenizedText, TokenSpans, kept_tokens
 
 HIDDEN_SIZE, MAX_TOKENS = 8, 16
 START_ID, END_ID, POISON_ID = 1, 2, 3
@@ -123,15 +124,25 @@ class WordTokenizer:
     def max_tokens(self) -> int:
         return self._max_tokens
 
-    def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
-        return [self._tokenized(text, truncation) for text in texts]
+    def tokenize(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
+    ) -> Sequence[TokenizedText]:
+        return [self._tokenized(text, truncation, needs_spans=needs_spans) for text in texts]
 
-    def _tokenized(self, text: str, truncation: Truncation) -> TokenizedText:
-        words = [_word_id(word) for word in text.split()]
-        room = self._max_tokens - 2
-        kept = words[-room:] if truncation is Truncation.START else words[:room]
-        token_ids = np.array([START_ID, *kept, END_ID], np.int64)
-        return TokenizedText(token_ids, len(words) - len(kept))
+    def _tokenized(self, text: TextInput, truncation: Truncation, *, needs_spans: bool) -> TokenizedText:
+        texts = (text,) if isinstance(text, str) else text
+        words = [(part, match) for part, t in enumerate(texts) for match in re.finditer(r"\S+", t)]
+        parts = np.array([-1, *(part for part, _ in words), -1], np.int64)
+        kept = kept_tokens(parts, max_tokens=self._max_tokens, truncation=truncation)
+        token_ids = np.array([START_ID, *(_word_id(m.group()) for _, m in words), END_ID], np.int64)
+        offsets = np.array([(0, 0), *(m.span() for _, m in words), (0, 0)], np.int64)
+        numbers = np.array([-1, *range(len(words)), -1], np.int64)
+        return TokenizedText(
+            token_ids[kept],
+            len(parts) - len(kept),
+            type_ids=None if isinstance(text, str) else np.maximum(parts, 0)[kept],
+            spans=TokenSpans(offsets[kept], numbers[kept], parts[kept]) if needs_spans else None,
+        )
 
 
 def _word_id(word: str) -> int:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from aimass_serving.errors import Overloaded
@@ -25,13 +26,32 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 30.0
 _UNMEASURED_RETRY_S = 1.0
 
 
+TextInput: TypeAlias = str | tuple[str, str]
+"""A text, or a pair of texts that the model reads together."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """A text as the model reads it."""
+    """A text, or a pair, as the model reads it."""
 
     token_ids: NDArray[np.int64]  # [num_tokens], special tokens included
     num_truncated_tokens: int = 0
     """Tokens that were cut off so that the rest fits."""
+    type_ids: NDArray[np.int64] | None = None  # [num_tokens]
+    """Which text of a pair each token belongs to, as the model counts; None for a text alone."""
+    spans: TokenSpans | None = None
+    """Where the tokens stand in the text; None when nobody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpans:
+    """Where each token stands, in characters (Unicode code points) of the text it came from."""
+
+    offsets: NDArray[np.int64]  # [num_tokens, 2], start and end
+    words: NDArray[np.int64]  # [num_tokens]
+    """Number of the word within its text, as the tokeniser cuts words; -1 for special tokens."""
+    parts: NDArray[np.int64]  # [num_tokens]
+    """0 or 1: which text of the input; -1 for special tokens."""
 
 
 class Tokenizer(Protocol):
@@ -41,10 +61,13 @@ class Tokenizer(Protocol):
     def max_tokens(self) -> int:
         """Longest result, special tokens included."""
 
-    def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
+    ) -> Sequence[TokenizedText]:
         """Return each text's tokens, cut to `max_tokens` on the chosen side, special tokens kept.
 
-        With `Truncation.NONE` the cut is made at the end and reported: refusing is the caller's part.
+        Of a pair the longer text is cut first. With `Truncation.NONE` the cut is made at the end and
+        reported: refusing is the caller's part.
         """
 
 
@@ -68,9 +91,19 @@ class TextTokenizer:
     def max_tokens(self) -> int:
         return self._max_tokens
 
-    def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(list(texts))  # releases the GIL
-        return [self._cut(np.array(e.ids, np.int64), truncation) for e in encodings]
+    def tokenize(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
+    ) -> Sequence[TokenizedText]:
+        if needs_spans:  # both release the GIL; the fast one keeps no offsets
+            encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+            return [self._cut_encoding(e, truncation, with_spans=True) for e in encodings]
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        return [
+            self._cut(np.array(e.ids, np.int64), truncation)
+            if isinstance(text, str)
+            else self._cut_encoding(e, truncation, with_spans=False)
+            for text, e in zip(texts, encodings, strict=True)
+        ]
 
     def _cut(self, token_ids: NDArray[np.int64], truncation: Truncation) -> TokenizedText:
         excess = len(token_ids) - self._max_tokens
@@ -83,6 +116,50 @@ class TextTokenizer:
             else slice(end - excess, end)
         )
         return TokenizedText(np.delete(token_ids, cut), excess)
+
+    def _cut_encoding(self, encoding: Encoding, truncation: Truncation, *, with_spans: bool) -> TokenizedText:
+        """Cut a pair, or a text whose spans are wanted."""
+        parts = np.array([-1 if p is None else p for p in encoding.sequence_ids], np.int64)
+        kept = kept_tokens(parts, max_tokens=self._max_tokens, truncation=truncation)
+        is_pair = bool((parts == 1).any())
+        return TokenizedText(
+            np.array(encoding.ids, np.int64)[kept],
+            len(parts) - len(kept),
+            type_ids=np.array(encoding.type_ids, np.int64)[kept] if is_pair else None,
+            spans=_spans(encoding, parts, kept) if with_spans else None,
+        )
+
+
+def kept_tokens(parts: NDArray[np.int64], *, max_tokens: int, truncation: Truncation) -> NDArray[np.int64]:
+    """Return the places that stay when at most `max_tokens` may.
+
+    `parts` is [num_tokens]: the text each token came from (0 or 1), -1 for special tokens, which all stay.
+    The longer text loses tokens first, at its end or, with `Truncation.START`, at its start.
+    """
+    if len(parts) <= max_tokens:
+        return np.arange(len(parts))
+    lengths = [int((parts == part).sum()) for part in (0, 1)]
+    room = max(0, max_tokens - int((parts < 0).sum()))
+    keeps = parts < 0
+    for part, kept in enumerate(shared_room(lengths[0], lengths[1], room)):
+        places = np.flatnonzero(parts == part)
+        keeps[places[len(places) - kept :] if truncation is Truncation.START else places[:kept]] = True
+    return np.flatnonzero(keeps)
+
+
+def shared_room(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of two texts stay when the longer one is always cut first."""
+    if first + second <= room:
+        return first, second
+    if min(first, second) > room // 2:
+        return room - room // 2, room // 2
+    return (first, room - first) if first <= second else (room - second, second)
+
+
+def _spans(encoding: Encoding, parts: NDArray[np.int64], kept: NDArray[np.int64]) -> TokenSpans:
+    words = np.array([-1 if w is None else w for w in encoding.word_ids], np.int64)
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    return TokenSpans(offsets[kept], words[kept], parts[kept])
 
 
 def _surrounding_special_tokens(tokenizer: LibraryTokenizer) -> tuple[int, int]:
@@ -111,15 +188,18 @@ class TokenizerPool:
         """Characters that wait or are being tokenised."""
         return self._waiting_chars
 
-    async def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
+    async def tokenize(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
+    ) -> Sequence[TokenizedText]:
         """Return each text's tokens. Raises `Overloaded`. Cancelling it drops what has not begun."""
-        num_chars = sum(map(len, texts))
+        num_chars = sum(map(count_chars, texts))
         loop = asyncio.get_running_loop()
         self._admit(num_chars)
         try:
             tokenized: list[TokenizedText] = []
             for chunk in _chunks(texts):
-                tokenized += await loop.run_in_executor(self._threads, self._run, chunk, truncation)
+                run = partial(self._run, chunk, truncation, needs_spans=needs_spans)
+                tokenized += await loop.run_in_executor(self._threads, run)
             return tokenized
         finally:
             self._waiting_chars -= num_chars
@@ -137,12 +217,14 @@ class TokenizerPool:
             )
         self._waiting_chars += num_chars
 
-    def _run(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
+    def _run(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool
+    ) -> Sequence[TokenizedText]:
         start_s = time.perf_counter()
-        tokenized = self._tokenizer.tokenize(texts, truncation)
+        tokenized = self._tokenizer.tokenize(texts, truncation, needs_spans=needs_spans)
         elapsed_s = time.perf_counter() - start_s
         if elapsed_s > 0:
-            self._chars_per_s = sum(map(len, texts)) / elapsed_s
+            self._chars_per_s = sum(map(count_chars, texts)) / elapsed_s
         return tokenized
 
     def _retry_after_s(self) -> float:
@@ -151,11 +233,16 @@ class TokenizerPool:
         return min(max(self._waiting_chars / 2 / self._chars_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def count_chars(text: TextInput) -> int:
+    """Return the characters of a text, or of a pair together."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def _chunks(texts: Sequence[TextInput]) -> Iterator[Sequence[TextInput]]:
     """Split texts into runs of about `CHUNK_CHARS` characters, in order."""
     start = num_chars = 0
     for index, text in enumerate(texts):
-        num_chars += len(text)
+        num_chars += count_chars(text)
         if num_chars >= CHUNK_CHARS:
             yield texts[start : index + 1]
             start, num_chars = index + 1, 0

@@ -11,6 +11,7 @@ import pytest
 from aimass.model.v1.manifest_pb2 import POOLING_CLS, POOLING_MEAN, POOLING_UNSPECIFIED, ModelManifest
 from aimass_encoder.batcher import BatchLimits
 from aimass_encoder.config import EncoderConfig
+from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.loader import engine_on, warm_up_shapes
 from aimass_encoder.pooling import Pooling, l2_normalize, pool
 from aimass_encoder.request import EmbeddedText, EmbedRequest
@@ -70,6 +71,7 @@ def bundle_in(
 
 async def test_a_good_bundle_becomes_an_engine_that_answers(tmp_path: Path) -> None:
     engine = engine_on(fake_session(FakeEncoderGraph()), bundle_in(tmp_path), CONTEXT)
+    assert isinstance(engine, EncoderEngine)
     reply = await engine.embed(EmbedRequest(["a b"]))
     engine.close()
     assert isinstance(reply.results[0], EmbeddedText)

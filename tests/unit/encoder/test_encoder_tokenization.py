@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from aimass_encoder.request import Truncation
 from aimass_encoder.testing import WordTokenizer
-from aimass_encoder.tokenization import CHUNK_CHARS, TextTokenizer, TokenizedText, TokenizerPool
+from aimass_encoder.tokenization import CHUNK_CHARS, TextInput, TextTokenizer, TokenizedText, TokenizerPool
 from aimass_serving.errors import Overloaded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +77,9 @@ class HeldTokenizer(WordTokenizer):
         super().__init__()
         self.let_go = threading.Event()
 
-    def tokenize(self, texts: Sequence[str], truncation: Truncation) -> Sequence[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
+    ) -> Sequence[TokenizedText]:
         assert self.let_go.wait(timeout=30)
         return super().tokenize(texts, truncation)
 

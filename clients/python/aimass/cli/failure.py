@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from aimass.errors import ModelNotReady, ServerFault, Unavailable
 
-SERVICE_OF_COMMAND = {"generate": "generation", "chat": "generation", "embed": "encoder"}
+SERVICE_OF_COMMAND = {
+    "generate": "generation",
+    "chat": "generation",
+    "embed": "encoder",
+    "classify": "encoder",
+}
 
 
 def failure_line(error: Exception, *, command: str = "") -> str:
