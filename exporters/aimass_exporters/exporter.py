@@ -13,6 +13,7 @@ from aimass_exporters.decoder_bundle import build_decoder
 from aimass_exporters.draft import bundle_name, derived_name, draft_folder, publish
 from aimass_exporters.encoder_bundle import build_encoder
 from aimass_exporters.errors import InvalidExportOption
+from aimass_exporters.head_bundle import build_head
 from aimass_exporters.held_out import held_out_texts
 from aimass_exporters.manifest_writer import SCHEMA_VERSION, toolchain
 from aimass_exporters.precision import Precision
@@ -21,6 +22,7 @@ from aimass_exporters.sentence_encoder import load_sentence_encoder
 from aimass_exporters.source import Source, resolve_source
 from aimass_exporters.speech_bundle import build_speech
 from aimass_exporters.speech_model import load_speech_model
+from aimass_exporters.task_encoder import HEADS, load_task_encoder
 from aimass_exporters.voice_activity import build_detector
 
 
@@ -110,6 +112,11 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
         return build_speech(speech, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
         return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
+    if plan.task in HEADS:
+        head = load_task_encoder(plan.source, plan.task)
+        built = build_head(head, draft, precision=plan.precision, held_out=held_out, progress=progress)
+        built.family = head.model.config.model_type
+        return built
     encoder = load_sentence_encoder(plan.source)
     built = build_encoder(encoder, draft, precision=plan.precision, held_out=held_out, progress=progress)
     built.family = encoder.model.config.model_type
