@@ -23,6 +23,8 @@ from aimass_exporters.source import Source, resolve_source
 from aimass_exporters.speech_bundle import build_speech
 from aimass_exporters.speech_model import load_speech_model
 from aimass_exporters.task_encoder import HEADS, load_task_encoder
+from aimass_exporters.text2text_bundle import build_text2text
+from aimass_exporters.text2text_model import load_text2text
 from aimass_exporters.voice_activity import build_detector
 
 
@@ -110,6 +112,9 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
     if plan.task is TaskName.SPEECH_RECOGNITION:
         speech = load_speech_model(plan.source)
         return build_speech(speech, draft, precision=plan.precision, progress=progress)
+    if plan.task is TaskName.TEXT2TEXT_GENERATION:
+        text2text = load_text2text(plan.source)
+        return build_text2text(text2text, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
         return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
     if plan.task in HEADS:

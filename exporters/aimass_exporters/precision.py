@@ -80,8 +80,8 @@ ENCODER_BOUNDS: dict[Precision, EncoderBounds] = {
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechBounds:
-    """What a speech model must reach against fp32 PyTorch on the same weights, on recorded speech."""
+class Seq2SeqBounds:
+    """What an encoder-decoder must reach against fp32 PyTorch on the same weights."""
 
     max_relative_error_encoder: float
     """Of all keys and values of the sources: root of the summed squares, against PyTorch's."""
@@ -94,10 +94,10 @@ class SpeechBounds:
     golden_tolerance_std: float
 
 
-SPEECH_BOUNDS: dict[Precision, SpeechBounds] = {
+SEQ2SEQ_BOUNDS: dict[Precision, Seq2SeqBounds] = {
     # The same arithmetic in another order; the same words to the last.
-    Precision.FP32: SpeechBounds(1e-4, 1e-3, 0.995, 1e-5, 0.0, 1e-3),
+    Precision.FP32: Seq2SeqBounds(1e-4, 1e-3, 0.995, 1e-5, 0.0, 1e-3),
     # Blocks of 32 with 8 bits, both graphs: 2 % in the keys and values of tiny.en, 3 % of its tokens. A word
     # that PyTorch itself is unsure of may turn, and takes the commas after it along.
-    Precision.INT8: SpeechBounds(0.05, None, 0.97, 0.005, 0.05, 0.1),
+    Precision.INT8: Seq2SeqBounds(0.05, None, 0.97, 0.005, 0.05, 0.1),
 }

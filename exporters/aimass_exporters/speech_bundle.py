@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,16 @@ from aimass.model.v1.manifest_pb2 import ModelManifest
 
 from aimass_exporters.bundle_text import write_tokenizer
 from aimass_exporters.decoder_bundle import GOLDEN_FILE
-from aimass_exporters.errors import InvalidExportOption
-from aimass_exporters.graph_quantization import WeightBits, quantize_graph
 from aimass_exporters.manifest_writer import describe_graph
 from aimass_exporters.parity import ParityReport
-from aimass_exporters.precision import SPEECH_BOUNDS, Precision
+from aimass_exporters.precision import SEQ2SEQ_BOUNDS, Precision
 from aimass_exporters.progress import Progress
-from aimass_exporters.seq2seq_export import Seq2SeqGraphs, export_seq2seq
 from aimass_exporters.seq2seq_families import seq2seq_parts
+from aimass_exporters.seq2seq_graphs import write_seq2seq_graphs
 from aimass_exporters.seq2seq_spec import seq2seq_decoder_spec
 from aimass_exporters.speech_model import SpeechModel
 from aimass_exporters.speech_parity import SpeechUnderTest, golden_arrays, measure_speech
 from aimass_exporters.speech_samples import speech_samples
-
-_INT8 = WeightBits(body=8)
 
 
 def build_speech(
@@ -33,11 +28,9 @@ def build_speech(
 
     Raises `InvalidExportOption` for a precision that is not fp32 or int8, `ParityFailed`, `UnsupportedModel`.
     """
-    if precision not in SPEECH_BOUNDS:
-        expected = f"one of {', '.join(SPEECH_BOUNDS)} for an encoder-decoder"
-        raise InvalidExportOption("--precision", expected=expected, got=precision.value)
-    progress.stage("trace the model into graphs")
-    graphs = write_seq2seq_graphs(speech, draft, precision, progress)
+    graphs = write_seq2seq_graphs(
+        speech.model, draft, precision, progress, alignment_heads=speech.alignment_heads
+    )
     described = ModelManifest(
         family=speech.model.config.model_type,
         decoder=seq2seq_decoder_spec(seq2seq_parts(speech.model), eos_token_ids=[speech.spec.end_of_text_id]),
@@ -48,23 +41,9 @@ def build_speech(
     test, report, bounds = (
         SpeechUnderTest.open(graphs, described.decoder, speech),
         ParityReport(),
-        SPEECH_BOUNDS[precision],
+        SEQ2SEQ_BOUNDS[precision],
     )
     measure_speech(test, speech_samples(progress), bounds, report, progress)
     described.parity.CopyFrom(report.record())
     np.savez(draft / GOLDEN_FILE, **golden_arrays(test, bounds))  # type: ignore[arg-type]  # names are free
     return described
-
-
-def write_seq2seq_graphs(
-    speech: SpeechModel, draft: Path, precision: Precision, progress: Progress
-) -> Seq2SeqGraphs:
-    """Write the graphs of a model, quantised when asked for."""
-    if not precision.is_quantized:
-        return export_seq2seq(speech.model, draft, alignment_heads=speech.alignment_heads)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
-        floating = export_seq2seq(speech.model, Path(scratch), alignment_heads=speech.alignment_heads)
-        for path in floating.by_role().values():
-            progress.stage(f"quantise {path.name}")
-            quantize_graph(path, draft / path.name, _INT8, progress)
-    return floating.moved_to(draft)

@@ -31,6 +31,9 @@ class BeamOptions:
     """A finished text's score is its log-probability divided by its length to this power."""
     early_stopping: bool = False
     """End as soon as `num_beams` texts are finished; else when no running one looks better than the worst."""
+    num_counted_prompt_tokens: int = 0
+    """Last tokens of the prompt that count as written where a score is divided by a length: those that
+    transformers forces, such as BART's second."""
     rule: LogitsRule | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +88,10 @@ class BeamSearch:
         return len(self._running[0])
 
     @property
+    def _counted_length(self) -> int:
+        return self.num_new_tokens + self.options.num_counted_prompt_tokens
+
+    @property
     def hypotheses(self) -> list[Hypothesis]:
         """The finished texts, best first; at most `num_beams`."""
         return list(self._finished)
@@ -117,7 +124,7 @@ class BeamSearch:
         is_full = len(self._finished) >= options.num_beams and options.early_stopping
         if is_full or not self._can_improve:
             return
-        penalty = (self.num_new_tokens + 1) ** options.length_penalty
+        penalty = (self._counted_length + 1) ** options.length_penalty
         for place in np.flatnonzero(has_ended[: options.num_beams]):
             beam, token_id = int(beams[place]), int(token_ids[place])
             is_complete = token_id in options.eos_token_ids
@@ -143,7 +150,7 @@ class BeamSearch:
     def _decide_end(self, *, all_ended: bool) -> None:
         options = self.options
         is_full = len(self._finished) >= options.num_beams
-        best_running = self._scores[0] / self.num_new_tokens**options.length_penalty
+        best_running = self._scores[0] / self._counted_length**options.length_penalty
         worst_finished = self._finished[-1].score if is_full else _IMPOSSIBLE
         self._can_improve = self._can_improve and bool(best_running > worst_finished)
         self._is_done = all_ended or not self._can_improve or (is_full and options.early_stopping)
