@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aimass
 import grpc
 import pytest
 import pytest_asyncio
@@ -29,7 +31,8 @@ PROMPT = "a small model reads the river again and again"
 class Service:
     """A running service on a real graph, and its engine."""
 
-    def __init__(self, stub: GenerationServiceAsyncStub, engine: GenerationEngine) -> None:
+    def __init__(self, address: str, stub: GenerationServiceAsyncStub, engine: GenerationEngine) -> None:
+        self.address = address
         self.stub = stub
         self.engine = engine
 
@@ -49,7 +52,7 @@ async def service(tiny_llama_store: Path) -> AsyncIterator[Service]:
         running_service(PLAN, tiny_llama_store, extra=[config]) as running,
         grpc.aio.insecure_channel(running.address) as channel,
     ):
-        yield Service(GenerationServiceStub(channel), running.registry.get(TINY).engine)
+        yield Service(running.address, GenerationServiceStub(channel), running.registry.get(TINY).engine)
 
 
 async def test_several_sequences_are_those_of_the_following_seeds(service: Service) -> None:
@@ -154,3 +157,20 @@ async def test_bad_values_name_their_field(service: Service, fields: dict[str, A
     error = error_of(failed.value, address="here")
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in error.violations] == [field_name]
+
+
+async def test_the_python_client_tells_the_sequences_apart(service: Service) -> None:
+    def ask() -> tuple[list[str], list[str]]:
+        options = aimass.GenerationOptions(temperature=1.0, seed=11, max_new_tokens=16, num_sequences=2)
+        with aimass.GenerationClient(service.address) as client:
+            whole = client.complete(PROMPT, model=TINY, options=options)
+            with client.generate(PROMPT, model=TINY, options=options) as stream:
+                for _ in stream:
+                    pass
+                assert stream.finish_of(1).sequence_index == 1
+                streamed = [stream.text_of(0), stream.text_of(1)]
+        return [whole.text, *(further.text for further in whole.further)], streamed
+
+    whole, streamed = await asyncio.to_thread(ask)
+    assert whole == streamed
+    assert len(set(whole)) == 2

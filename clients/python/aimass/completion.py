@@ -67,6 +67,8 @@ class Delta:
     """Empty unless asked for."""
     logprobs: Sequence[TokenLogprob] = ()
     """Empty unless asked for; one entry a token."""
+    sequence_index: int = 0
+    """Which of the request's sequences this is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,20 @@ class Finish:
     """The token that ended the text, for EOS and STOP_TOKEN."""
     usage: Usage
     timings: Timings
+    sequence_index: int = 0
+    """Which of the request's sequences ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """One of several sequences of a prompt, without the prompt."""
+
+    text: str
+    finish: Finish
+    token_ids: Sequence[int] = ()
+    """Empty unless asked for."""
+    logprobs: Sequence[TokenLogprob] = ()
+    """Empty unless asked for; one entry a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,8 @@ class Completion:
     """Empty unless asked for."""
     logprobs: Sequence[TokenLogprob] = ()
     """Empty unless asked for; one entry a token."""
+    further: Sequence[Continuation] = ()
+    """The sequences after the first, when several were asked for."""
 
 
 def prompt_info_of(info_pb: pb.PromptInfo) -> PromptInfo:
@@ -110,7 +128,10 @@ def prompt_info_of(info_pb: pb.PromptInfo) -> PromptInfo:
 def delta_of(delta_pb: pb.Delta) -> Delta:
     """Return the message as a value."""
     return Delta(
-        delta_pb.text, tuple(delta_pb.token_ids), tuple(_logprob_of(entry) for entry in delta_pb.logprobs)
+        delta_pb.text,
+        tuple(delta_pb.token_ids),
+        tuple(_logprob_of(entry) for entry in delta_pb.logprobs),
+        delta_pb.sequence_index,
     )
 
 
@@ -123,6 +144,7 @@ def finish_of(finish_pb: pb.Finish) -> Finish:
         stop_token_id=finish_pb.stop_token_id if matched == "stop_token_id" else None,
         usage=usage_of(finish_pb.usage),
         timings=timings_of(finish_pb.timings),
+        sequence_index=finish_pb.sequence_index,
     )
 
 
@@ -134,6 +156,16 @@ def completion_of(response_pb: pb.CompleteResponse) -> Completion:
         prompt_info=prompt_info_of(response_pb.prompt_info),
         token_ids=tuple(response_pb.token_ids),
         logprobs=tuple(_logprob_of(entry) for entry in response_pb.logprobs),
+        further=tuple(_continuation_of(continuation) for continuation in response_pb.further),
+    )
+
+
+def _continuation_of(continuation_pb: pb.Continuation) -> Continuation:
+    return Continuation(
+        text=continuation_pb.text,
+        finish=finish_of(continuation_pb.finish),
+        token_ids=tuple(continuation_pb.token_ids),
+        logprobs=tuple(_logprob_of(entry) for entry in continuation_pb.logprobs),
     )
 
 

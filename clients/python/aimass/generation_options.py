@@ -5,13 +5,25 @@ Ranges are the server's to check: it knows the model. What is None takes the mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from aimass.prompt import PromptRequest
 from aimass.wire import refusing, set_fields
 
-_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "typical_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+)
 _STOPPING_FIELDS = (
     "max_new_tokens",
     "min_new_tokens",
@@ -20,7 +32,7 @@ _STOPPING_FIELDS = (
     "include_stop_string",
     "ignore_eos",
 )
-_REQUEST_FIELDS = ("priority", "request_id")
+_REQUEST_FIELDS = ("priority", "request_id", "num_sequences", "cache_salt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +51,16 @@ class GenerationOptions:
     """Makes tokens seen before less probable when above 1. Range: above 0, up to 10."""
     seed: int | None = None
     """Makes the draw repeatable. The server chooses one, and returns it, when None."""
+    typical_p: float | None = None
+    """Keep the tokens whose surprise is nearest to the expected one. Range: above 0, up to 1."""
+    frequency_penalty: float | None = None
+    """Taken from a token's logit for each time it was generated. Range -2 to 2."""
+    presence_penalty: float | None = None
+    """Taken from a token's logit once it was generated. Range -2 to 2."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids. At most 1024, each from -100 to 100."""
+    allowed_token_ids: Sequence[int] = ()
+    """Choose only among these, and the tokens that end the text. At most 4096; empty allows all."""
     max_new_tokens: int | None = None
     """Most tokens to produce."""
     min_new_tokens: int | None = None
@@ -63,6 +85,10 @@ class GenerationOptions:
     """A higher number is served earlier. Range -100 to 100."""
     time_limit_s: float | None = None
     """End the text after this time at the server and keep what there is. Unlike a deadline it is no error."""
+    num_sequences: int | None = None
+    """Continue the prompt this many times, side by side. Range 1 to 16; above 1 only with a temperature."""
+    cache_salt: str | None = None
+    """Only prompts with the same salt share what the server computed of them. At most 256 characters."""
     request_id: str | None = None
     """The caller's name for the request in logs and traces."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -25,9 +26,9 @@ class TokenStream:
 
     def __init__(self, responses: ResponseStream[pb.GenerateResponse]) -> None:
         self._responses = responses
-        self._pieces: list[str] = []
+        self._pieces: defaultdict[int, list[str]] = defaultdict(list)
         self._prompt_info: PromptInfo | None = None
-        self._finish: Finish | None = None
+        self._finishes: dict[int, Finish] = {}
 
     def __iter__(self) -> Iterator[Delta]:
         return self
@@ -38,7 +39,7 @@ class TokenStream:
             delta = self._take(event)
             if delta is not None:
                 return delta
-        if self._finish is None:
+        if not self._finishes:
             raise incomplete_stream(address=self._responses.address)
         raise StopIteration
 
@@ -56,14 +57,22 @@ class TokenStream:
     @property
     def finish(self) -> Finish:
         """Why the text ended, and what it cost. Raises `RuntimeError` before the last delta was read."""
-        if self._finish is None:
-            raise RuntimeError("the text has not ended: read all deltas first")
-        return self._finish
+        return self.finish_of(0)
 
     @property
     def text(self) -> str:
-        """The text so far."""
-        return "".join(self._pieces)
+        """The text so far; of the first sequence when several were asked for."""
+        return self.text_of(0)
+
+    def finish_of(self, sequence_index: int) -> Finish:
+        """Return why one of several sequences ended. Raises `RuntimeError` before it has."""
+        if sequence_index not in self._finishes:
+            raise RuntimeError("the text has not ended: read all deltas first")
+        return self._finishes[sequence_index]
+
+    def text_of(self, sequence_index: int) -> str:
+        """Return the text so far of one of several sequences."""
+        return "".join(self._pieces[sequence_index])
 
     def close(self) -> None:
         """Cancel the call if it still runs. Safe to repeat."""
@@ -72,12 +81,12 @@ class TokenStream:
     def _take(self, event: pb.GenerateResponse) -> Delta | None:
         match event.WhichOneof("event"):
             case "delta":
-                self._pieces.append(event.delta.text)
+                self._pieces[event.delta.sequence_index].append(event.delta.text)
                 return delta_of(event.delta)
             case "prompt_info":
                 self._prompt_info = prompt_info_of(event.prompt_info)
             case "finish":
-                self._finish = finish_of(event.finish)
+                self._finishes[event.finish.sequence_index] = finish_of(event.finish)
         return None  # also for events newer than this client
 
     def __enter__(self) -> Self:

@@ -6,7 +6,7 @@ name, with the same error the server would send.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -37,6 +37,8 @@ def set_fields(message: Message, values: object, names: Iterable[str], *, path: 
 def _assign(message: Message, name: str, value: Any) -> None:
     if isinstance(value, tuple | list):
         getattr(message, name).extend(value)
+    elif isinstance(value, Mapping):
+        getattr(message, name).update(value)
     else:
         setattr(message, name, value)
 

@@ -76,6 +76,11 @@ def test_options_that_are_set_arrive() -> None:
             stop_token_ids=(3,),
             wants_logprobs=True,
             num_top_logprobs=2,
+            typical_p=0.5,
+            logit_bias={3: -1.5},
+            allowed_token_ids=[3, 4],
+            num_sequences=2,
+            cache_salt="tenant",
             priority=-3,
             time_limit_s=1.25,
             request_id="mine",
@@ -84,6 +89,11 @@ def test_options_that_are_set_arrive() -> None:
 
     assert request.sampling.HasField("temperature")
     assert (request.sampling.top_k, request.sampling.seed) == (5, 2**63)
+    assert request.sampling.typical_p == 0.5
+    assert not request.sampling.HasField("frequency_penalty")
+    assert dict(request.sampling.logit_bias) == {3: -1.5}
+    assert list(request.sampling.allowed_token_ids) == [3, 4]
+    assert (request.num_sequences, request.cache_salt) == (2, "tenant")
     assert list(request.stopping.stop_strings) == ["a", "b"]
     assert list(request.stopping.stop_token_ids) == [3]
     assert (request.output.logprobs, request.output.top_logprobs) == (True, 2)
@@ -96,6 +106,9 @@ def test_options_that_are_set_arrive() -> None:
     [
         (GenerationOptions(seed=-1), "sampling.seed"),
         (GenerationOptions(top_k=2**40), "sampling.top_k"),
+        (GenerationOptions(logit_bias={2**40: 1.0}), "sampling.logit_bias"),
+        (GenerationOptions(allowed_token_ids=[2**40]), "sampling.allowed_token_ids"),
+        (GenerationOptions(num_sequences=2**40), "num_sequences"),
         (GenerationOptions(max_new_tokens=-(2**40)), "stopping.max_new_tokens"),
         (GenerationOptions(stop_strings=["\udc80"]), "stopping.stop_strings"),
         (GenerationOptions(num_top_logprobs=2**40), "output.top_logprobs"),
