@@ -1,6 +1,7 @@
 """Text in, text out: tokenises, runs a sequence on the decoding engine, gives its text as it becomes final.
 
-Knows no wire. All on the event loop but the tokenising of prompts, which has threads of its own.
+Knows no wire. All on the event loop but the tokenising of prompts and the compiling of constraints, which
+have threads of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
 from aimass_decoding.outlet import Interest
-from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta
+from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenDelta, TokenMask
 from aimass_decoding.stats import EngineStats
 from aimass_serving.errors import AimassError, Draining, InvalidField, InvalidFields, Overloaded
 from aimass_serving.telemetry import emit_phase
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from aimass_generation.assembler import TextAssembler
 from aimass_generation.config import GenerationConfig
 from aimass_generation.detokenizer import TextDecoder
+from aimass_generation.guidance import Guidance, GuidanceCompiler
 from aimass_generation.observation import Observation
 from aimass_generation.prompt import PromptEncoder
 from aimass_generation.request import (
@@ -120,10 +122,13 @@ class GenerationEngine:
         text: TextDecoder,
         profile: ModelProfile,
         config: GenerationConfig,
+        *,
+        guidance: GuidanceCompiler,
     ) -> None:
         self._tokens = tokens
         self._prompts = prompts
         self._text = text
+        self._guidance = guidance
         self._profile = profile
         self._config = config
         self._resolver = RequestResolver(profile)
@@ -239,6 +244,8 @@ class GenerationEngine:
         assert request.prompt is not None  # A request without one does not exist.
         prompt_ids = await self._encode(request.prompt)
         sequence = self._resolver.resolve(request, request.prompt, prompt_ids, arrived_s=arrived_s)
+        if request.guidance is not None:
+            sequence = replace(sequence, new_mask=await self._compile(request.guidance))
         assemblers = [self._assembler(request) for _ in range(request.num_sequences)]
         return _Run(request, sequence, arrived_ns, time.time_ns(), assemblers)
 
@@ -248,6 +255,13 @@ class GenerationEngine:
             return await self._in_thread(lambda: self._prompts.encode(prompt))
         finally:
             emit_phase("tokenize", started_ns, time.time_ns())
+
+    async def _compile(self, guidance: Guidance) -> Callable[[], TokenMask]:
+        started_ns = time.time_ns()
+        try:
+            return await self._in_thread(lambda: self._guidance.compile(guidance))
+        finally:
+            emit_phase("compile_guidance", started_ns, time.time_ns())
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._is_closed:

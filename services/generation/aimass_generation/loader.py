@@ -21,6 +21,7 @@ from aimass_generation.chat_template import ChatTemplate
 from aimass_generation.config import GenerationConfig
 from aimass_generation.detokenizer import TextDecoder
 from aimass_generation.engine import GenerationEngine
+from aimass_generation.guidance import GuidanceCompiler
 from aimass_generation.prompt import PromptEncoder
 from aimass_generation.request import SamplingOptions, TextPrompt
 from aimass_generation.resolver import ModelProfile
@@ -50,7 +51,8 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
     tokens.start()
     config = context.config(GenerationConfig)
     profile = _profile(bundle, config, max_context_tokens=tokens.max_context_tokens)
-    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config)
+    guidance = GuidanceCompiler(tokenizer, vocab_size=profile.vocab_size, eos_token_ids=profile.eos_token_ids)
+    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config, guidance=guidance)
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:

@@ -14,6 +14,8 @@ import numpy as np
 from aimass_decoding.request import SamplingParams, SequenceRequest
 from aimass_serving.errors import InvalidField, InvalidFields, Violation
 
+from aimass_generation.guidance import Guidance
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 
@@ -179,6 +181,8 @@ class GenerationRequest:
     """Continuations of the prompt, side by side. Range 1 to 16; above 1 only with a temperature above 0."""
     cache_salt: str = ""
     """Only prompts with the same salt share what was computed of them. At most 256 characters."""
+    guidance: Guidance | None = None
+    """What the whole text must satisfy. Not together with `ignore_eos` or `allowed_token_ids`."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -195,6 +199,18 @@ class GenerationRequest:
         yield from _refusals(_sampled_sequence, {"num_sequences": self.num_sequences})
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             yield violation("time_limit", expected="more than 0 seconds", got=self.time_limit_s)
+        yield from self._guidance_violations()
+
+    def _guidance_violations(self) -> Iterator[Violation]:
+        """Yield what is wrong with the constraint, and the options that could leave no token to choose."""
+        if self.guidance is None:
+            return
+        yield from self.guidance.violations()
+        if self.stopping.ignore_eos:
+            yield violation("stopping.ignore_eos", expected="false with guidance, which ends texts", got=True)
+        if self.sampling.allowed_token_ids:
+            got = len(self.sampling.allowed_token_ids)
+            yield violation("sampling.allowed_token_ids", expected="none with guidance", got=got)
 
 
 def prompt_violations(prompt: Prompt | None) -> Iterator[Violation]:

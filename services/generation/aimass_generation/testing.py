@@ -20,6 +20,7 @@ from aimass_generation.chat_template import ChatTemplate
 from aimass_generation.config import GenerationConfig
 from aimass_generation.detokenizer import TextDecoder, bytes_of_byte_level
 from aimass_generation.engine import GenerationEngine
+from aimass_generation.guidance import GuidanceCompiler
 from aimass_generation.prompt import PromptEncoder
 from aimass_generation.request import SamplingOptions
 from aimass_generation.resolver import ModelProfile
@@ -77,7 +78,8 @@ def fake_generation_engine(
         default_max_new_tokens=config.default_max_new_tokens,
     )
     prompts = prompts or PromptEncoder(tokenizer, vocab_size=VOCAB_SIZE, chat_template=template)
-    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config)
+    guidance = GuidanceCompiler(tokenizer, vocab_size=profile.vocab_size, eos_token_ids=profile.eos_token_ids)
+    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config, guidance=guidance)
 
 
 def fake_plan(engine: GenerationEngine) -> ServicePlan[GenerationEngine]:
