@@ -27,3 +27,5 @@ class SpeechConfig:
     """No window is shorter than this."""
     max_live_streams: int = 256
     """Streams of recognition at once; more are refused."""
+    max_early_windows: int = 2
+    """Windows of live streams in work above which interims, and finals begun in a pause, are left out."""

@@ -7,8 +7,24 @@ from collections.abc import Mapping
 from aimass.speech.v1 import recognition_service_pb2 as pb
 from aimass_serving.errors import InvalidField
 
-from aimass_speech.recognition import Alternative, HotPhrase, RecognitionOptions, Segment, Word
-from aimass_speech.wire import duration_of_samples
+from aimass_speech.endpointer import EndpointRules
+from aimass_speech.live_recognizer import (
+    FinalRead,
+    FlushAsked,
+    FlushDone,
+    InterimRead,
+    LiveEvent,
+    SpeechChanged,
+)
+from aimass_speech.recognition import (
+    Alternative,
+    HotPhrase,
+    RecognitionOptions,
+    Segment,
+    Transcript,
+    Word,
+)
+from aimass_speech.wire import duration_of_samples, seconds_of
 
 _TASKS: Mapping[int, bool] = {
     pb.RECOGNITION_TASK_UNSPECIFIED: False,
@@ -66,3 +82,67 @@ def _word_pb(word: Word) -> pb.Word:
 
 def _alternative_pb(other: Alternative) -> pb.Alternative:
     return pb.Alternative(text=other.text, avg_logprob=other.avg_logprob)
+
+
+def endpoint_rules(config: pb.StreamingRecognitionConfig) -> EndpointRules:
+    """Return when utterances end. Raises `InvalidField`."""
+    if not config.HasField("end_silence"):
+        return EndpointRules()
+    end_silence_s = seconds_of(config.end_silence)
+    return EndpointRules(
+        end_silence_s=end_silence_s, pause_s=min(EndpointRules().pause_s, 0.6 * end_silence_s)
+    )
+
+
+def live_input(request: pb.StreamingRecognizeRequest) -> bytes | FlushAsked:
+    """Return a later message of a stream: audio, or a flush."""
+    return FlushAsked(request.flush.id) if request.HasField("flush") else request.audio
+
+
+def live_event_pb(event: LiveEvent) -> pb.StreamingRecognizeResponse:
+    """Return an event of a live stream as it travels."""
+    match event:
+        case InterimRead():
+            interim = pb.InterimResult(
+                utterance=event.utterance,
+                committed_text=event.interim.committed,
+                tentative_text=event.interim.tentative,
+                stability=event.interim.stability,
+            )
+            return pb.StreamingRecognizeResponse(interim=interim)
+        case FinalRead():
+            return pb.StreamingRecognizeResponse(final=_final_pb(event))
+        case SpeechChanged():
+            kind = pb.SpeechActivity.KIND_BEGIN if event.is_begin else pb.SpeechActivity.KIND_END
+            activity = pb.SpeechActivity(kind=kind, at=duration_of_samples(event.at))
+            return pb.StreamingRecognizeResponse(activity=activity)
+        case FlushDone():
+            return pb.StreamingRecognizeResponse(flushed=pb.Flushed(id=event.id))
+
+
+def _final_pb(final: FinalRead) -> pb.FinalResult:
+    return pb.FinalResult(
+        utterance=final.utterance,
+        segment=segment_pb(_joined(final.transcript, offset=final.start, end=final.end)),
+        language=final.transcript.language,
+        finalization_ms=final.finalization_ms,
+    )
+
+
+def _joined(transcript: Transcript, *, offset: int, end: int) -> Segment:
+    """Return an utterance's segments as one, its times moved from the utterance to the stream."""
+    segments = transcript.segments
+    return Segment(
+        start=offset + segments[0].start,
+        end=min(end, offset + segments[-1].end),
+        text=transcript.text,
+        avg_logprob=sum(segment.avg_logprob for segment in segments) / len(segments),
+        no_speech=max(segment.no_speech for segment in segments),
+        temperature=max(segment.temperature for segment in segments),
+        words=[
+            Word(word.text, offset + word.start, offset + word.end, word.confidence)
+            for segment in segments
+            for word in segment.words
+        ],
+        alternatives=[other for segment in segments for other in segment.alternatives],
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,21 @@ from aimass_serving.request_context import request_context
 from aimass_serving.telemetry import annotate, emit_phase
 from numpy.typing import NDArray
 
-from aimass_speech.audio import decode_audio
+from aimass_speech.audio import StreamDecoder, decode_audio
+from aimass_speech.endpointer import Endpointer
+from aimass_speech.live_recognizer import LiveOptions, LiveRecognizer
 from aimass_speech.recognition import RecognitionOptions, Transcript
-from aimass_speech.recognition_messages import recognition_options, segment_pb
+from aimass_speech.recognition_messages import (
+    endpoint_rules,
+    live_event_pb,
+    live_input,
+    recognition_options,
+    segment_pb,
+)
+from aimass_speech.recognizer import RecognitionEngine
 from aimass_speech.served import SpeechRegistry, detector_for, recognizer_named
 from aimass_speech.speech_spans import DetectionOptions, SpeechSpan, speech_spans
-from aimass_speech.wire import audio_format, duration_of_samples
+from aimass_speech.wire import audio_format, duration_of_samples, first_request, later_requests
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SpeechRecognitionService"].full_name
 
@@ -53,6 +64,39 @@ class SpeechRecognitionServicer(SpeechRecognitionServiceServicer):
         response.timings.audio_ms, response.timings.voice_activity_ms = audio_ms, detection_ms
         response.timings.total_ms = clock.total_ms
         return response
+
+    async def StreamingRecognize(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.StreamingRecognizeRequest], context: Any
+    ) -> AsyncIterator[pb.StreamingRecognizeResponse]:
+        """Write down speech while it is spoken."""
+        config = (await first_request(request_iterator)).config
+        request_context(context, config.request_id)
+        engine = recognizer_named(self._registry, config.model)
+        annotate({"gen_ai.operation.name": "transcription", "gen_ai.request.model": config.model})
+        with engine.live_stream():
+            live = self._open(config, engine)
+            inputs = (live_input(request) async for request in later_requests(request_iterator))
+            async with aclosing(live.events(inputs)) as events:
+                async for event in events:
+                    yield live_event_pb(event)
+
+    def _open(self, config: pb.StreamingRecognitionConfig, engine: RecognitionEngine) -> LiveRecognizer:
+        """Check the configuration of a stream; its fields are named from the stream's first message."""
+        options = recognition_options(config.options, field="config.options")
+        engine.check_options(options)
+        decoder = StreamDecoder(audio_format(config.format, field="config.format"))
+        rules = endpoint_rules(config)
+        detector = detector_for(self._registry, is_wanted=True)
+        assert detector is not None, "one that is wanted is found, or missed by name"
+        shape = detector.runner.shape
+        return LiveRecognizer(
+            engine,
+            detector.open_stream(),
+            decoder,
+            Endpointer(rules, frame_samples=shape.frame_samples, sample_rate_hz=shape.sample_rate_hz),
+            options,
+            LiveOptions(has_interims=config.interim_results),
+        )
 
     async def _spans(
         self, samples: NDArray[np.float32], options: RecognitionOptions

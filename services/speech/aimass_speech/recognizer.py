@@ -6,13 +6,14 @@ Must not know the wire. One engine for each model; recordings and live streams s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from aimass.model.v1.model_service_pb2 import ModelLimits
-from aimass_serving.errors import InvalidField
+from aimass_serving.errors import InvalidField, Overloaded
 from numpy.typing import NDArray
 
 from aimass_speech.config import SpeechConfig
@@ -71,6 +72,7 @@ class RecognitionEngine:
         self.spec = spec
         self._tokenizer = tokenizer
         self._execution_provider = execution_provider
+        self._num_live = 0
 
     @property
     def limits(self) -> ModelLimits:
@@ -89,6 +91,21 @@ class RecognitionEngine:
     def close(self) -> None:
         """Stop at once. Blocking; may be called twice."""
         self.decoder.close()
+
+    def is_busy(self, priority: Priority) -> bool:
+        """Whether work of this priority is better left out now: others of it, or above it, are open."""
+        return self.decoder.num_open_from(priority) >= self.config.max_early_windows
+
+    @contextmanager
+    def live_stream(self) -> Iterator[None]:
+        """Count one live stream while it is open. Raises `Overloaded` when there are too many."""
+        if self._num_live >= self.config.max_live_streams:
+            raise Overloaded(retry_after_s=5.0, detail=f"{self._num_live} live streams are open")
+        self._num_live += 1
+        try:
+            yield
+        finally:
+            self._num_live -= 1
 
     def check_options(self, options: RecognitionOptions) -> None:
         """Raise `InvalidField` for what this model cannot do."""

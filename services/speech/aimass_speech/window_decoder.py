@@ -99,16 +99,10 @@ class WindowDecoder:
         """Start the thread."""
         self._thread.start()
 
-    @property
-    def num_open(self) -> int:
-        """Windows that wait or are in work."""
+    def num_open_from(self, priority: Priority) -> int:
+        """Return how many windows of at least this priority wait or are in work."""
         with self._changed:
-            return len(self._waiting) + len(self._active)
-
-    def has_open(self, priority: Priority) -> bool:
-        """Whether a window of at least this priority waits or is in work."""
-        with self._changed:
-            return any(job.request.priority >= priority for job in (*self._waiting, *self._active))
+            return sum(job.request.priority >= priority for job in (*self._waiting, *self._active))
 
     async def decode(self, request: WindowRequest) -> WindowResult:
         """Return what is said in a window. When cancelled, the window leaves at the next step.

@@ -401,3 +401,298 @@ class RecognitionTimings(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecognitionTimings: _TypeAlias = RecognitionTimings  # noqa: Y015
+
+@_typing.final
+class StreamingRecognizeRequest(_message.Message):
+    """StreamingRecognizeRequest is the configuration, then audio."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    FLUSH_FIELD_NUMBER: _builtins.int
+    audio: _builtins.bytes
+    """The next bytes, of any length up to the message limit; samples may be split between messages."""
+    @_builtins.property
+    def config(self) -> Global___StreamingRecognitionConfig:
+        """How to recognise."""
+
+    @_builtins.property
+    def flush(self) -> Global___Flush:
+        """Finish the open utterance now; answered by a final (if anything was said) and a Flushed."""
+
+    def __init__(
+        self,
+        *,
+        config: Global___StreamingRecognitionConfig | None = ...,
+        audio: _builtins.bytes = ...,
+        flush: Global___Flush | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "config", b"config", "flush", b"flush", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "config", b"config", "flush", b"flush", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["config", "audio", "flush"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___StreamingRecognizeRequest: _TypeAlias = StreamingRecognizeRequest  # noqa: Y015
+
+@_typing.final
+class StreamingRecognitionConfig(_message.Message):
+    """StreamingRecognitionConfig holds for the whole stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    INTERIM_RESULTS_FIELD_NUMBER: _builtins.int
+    END_SILENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served model, or `name@version`."""
+    interim_results: _builtins.bool
+    """Optional. Send interim results. Default false."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this stream: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def format(self) -> _audio_pb2.AudioFormat:
+        """Required. How the audio is packed: raw samples (PCM_S16LE, MULAW, ALAW)."""
+
+    @_builtins.property
+    def options(self) -> Global___RecognitionOptions:
+        """Optional. How to recognise."""
+
+    @_builtins.property
+    def end_silence(self) -> _duration_pb2.Duration:
+        """Optional. Silence that ends an utterance. Range 100 ms to 5 s. Default 500 ms."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        format: _audio_pb2.AudioFormat | None = ...,
+        options: Global___RecognitionOptions | None = ...,
+        interim_results: _builtins.bool = ...,
+        end_silence: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_silence", b"end_silence", "format", b"format", "options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_silence", b"end_silence", "format", b"format", "interim_results", b"interim_results", "model", b"model", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamingRecognitionConfig: _TypeAlias = StreamingRecognitionConfig  # noqa: Y015
+
+@_typing.final
+class Flush(_message.Message):
+    """Flush asks to finish the open utterance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Optional. Returned in Flushed."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flush: _TypeAlias = Flush  # noqa: Y015
+
+@_typing.final
+class StreamingRecognizeResponse(_message.Message):
+    """StreamingRecognizeResponse is one event of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERIM_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    ACTIVITY_FIELD_NUMBER: _builtins.int
+    FLUSHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interim(self) -> Global___InterimResult:
+        """A reading of the open utterance that may still change."""
+
+    @_builtins.property
+    def final(self) -> Global___FinalResult:
+        """The final reading of an utterance."""
+
+    @_builtins.property
+    def activity(self) -> Global___SpeechActivity:
+        """Speech began or ended."""
+
+    @_builtins.property
+    def flushed(self) -> Global___Flushed:
+        """Everything sent before the Flush has been answered."""
+
+    def __init__(
+        self,
+        *,
+        interim: Global___InterimResult | None = ...,
+        final: Global___FinalResult | None = ...,
+        activity: Global___SpeechActivity | None = ...,
+        flushed: Global___Flushed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "event", b"event", "final", b"final", "flushed", b"flushed", "interim", b"interim"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "event", b"event", "final", b"final", "flushed", b"flushed", "interim", b"interim"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["interim", "final", "activity", "flushed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamingRecognizeResponse: _TypeAlias = StreamingRecognizeResponse  # noqa: Y015
+
+@_typing.final
+class InterimResult(_message.Message):
+    """InterimResult is a reading of the open utterance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UTTERANCE_FIELD_NUMBER: _builtins.int
+    COMMITTED_TEXT_FIELD_NUMBER: _builtins.int
+    TENTATIVE_TEXT_FIELD_NUMBER: _builtins.int
+    STABILITY_FIELD_NUMBER: _builtins.int
+    utterance: _builtins.int
+    """Output only. Number of the utterance in the stream, from 0."""
+    committed_text: _builtins.str
+    """Output only. Text that two readings in a row agree on: no later interim changes it, only the final may."""
+    tentative_text: _builtins.str
+    """Output only. Text that may still change; follows the committed text."""
+    stability: _builtins.float
+    """Output only. Share of the text that is committed, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        utterance: _builtins.int = ...,
+        committed_text: _builtins.str = ...,
+        tentative_text: _builtins.str = ...,
+        stability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_text", b"committed_text", "stability", b"stability", "tentative_text", b"tentative_text", "utterance", b"utterance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterimResult: _TypeAlias = InterimResult  # noqa: Y015
+
+@_typing.final
+class FinalResult(_message.Message):
+    """FinalResult is the final reading of an utterance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UTTERANCE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    FINALIZATION_MS_FIELD_NUMBER: _builtins.int
+    utterance: _builtins.int
+    """Output only. Number of the utterance in the stream, from 0."""
+    language: _builtins.str
+    """Output only. Language of the speech."""
+    finalization_ms: _builtins.float
+    """Output only. From the moment at which the utterance was over (silence of end_silence, a Flush, the end of the
+    stream) to this message, in milliseconds.
+    """
+    @_builtins.property
+    def segment(self) -> Global___Segment:
+        """Output only. Its text, times and words."""
+
+    def __init__(
+        self,
+        *,
+        utterance: _builtins.int = ...,
+        segment: Global___Segment | None = ...,
+        language: _builtins.str = ...,
+        finalization_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finalization_ms", b"finalization_ms", "language", b"language", "segment", b"segment", "utterance", b"utterance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinalResult: _TypeAlias = FinalResult  # noqa: Y015
+
+@_typing.final
+class SpeechActivity(_message.Message):
+    """SpeechActivity says that speech began or ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SpeechActivity._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: SpeechActivity._Kind.ValueType  # 0
+        """Not known."""
+        KIND_BEGIN: SpeechActivity._Kind.ValueType  # 1
+        """Speech began."""
+        KIND_END: SpeechActivity._Kind.ValueType  # 2
+        """Speech ended."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind is what happened."""
+
+    KIND_UNSPECIFIED: SpeechActivity.Kind.ValueType  # 0
+    """Not known."""
+    KIND_BEGIN: SpeechActivity.Kind.ValueType  # 1
+    """Speech began."""
+    KIND_END: SpeechActivity.Kind.ValueType  # 2
+    """Speech ended."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    kind: Global___SpeechActivity.Kind.ValueType
+    """Output only. What happened."""
+    @_builtins.property
+    def at(self) -> _duration_pb2.Duration:
+        """Output only. When, from the start of the stream."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___SpeechActivity.Kind.ValueType = ...,
+        at: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeechActivity: _TypeAlias = SpeechActivity  # noqa: Y015
+
+@_typing.final
+class Flushed(_message.Message):
+    """Flushed answers a Flush."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Output only. The id of the Flush."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flushed: _TypeAlias = Flushed  # noqa: Y015

@@ -40,6 +40,11 @@ class SpeechRecognitionServiceStub:
                 request_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeRequest.SerializeToString,
                 response_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeResponse.FromString,
                 _registered_method=True)
+        self.StreamingRecognize = channel.stream_stream(
+                '/aimass.speech.v1.SpeechRecognitionService/StreamingRecognize',
+                request_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.SerializeToString,
+                response_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.FromString,
+                _registered_method=True)
 
 
 class SpeechRecognitionServiceServicer:
@@ -53,6 +58,14 @@ class SpeechRecognitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamingRecognize(self, request_iterator, context):
+        """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
+        all others audio or a flush. Needs a served voice-activity model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SpeechRecognitionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_SpeechRecognitionServiceServicer_to_server(servicer, server):
                     servicer.Recognize,
                     request_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeRequest.FromString,
                     response_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeResponse.SerializeToString,
+            ),
+            'StreamingRecognize': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamingRecognize,
+                    request_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.FromString,
+                    response_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class SpeechRecognitionService:
             '/aimass.speech.v1.SpeechRecognitionService/Recognize',
             aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeRequest.SerializeToString,
             aimass_dot_speech_dot_v1_dot_recognition__service__pb2.RecognizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamingRecognize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/aimass.speech.v1.SpeechRecognitionService/StreamingRecognize',
+            aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.SerializeToString,
+            aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class SpeechRecognitionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SpeechRecognitionServiceAsyncStub: ...
     Recognize: _grpc.UnaryUnaryMultiCallable[_recognition_service_pb2.RecognizeRequest, _recognition_service_pb2.RecognizeResponse]
     """Recognize transcribes a whole recording of any length within the message limit."""
+    StreamingRecognize: _grpc.StreamStreamMultiCallable[_recognition_service_pb2.StreamingRecognizeRequest, _recognition_service_pb2.StreamingRecognizeResponse]
+    """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
+    all others audio or a flush. Needs a served voice-activity model.
+    """
 
 @_typing.type_check_only
 class SpeechRecognitionServiceAsyncStub(SpeechRecognitionServiceStub):
@@ -43,6 +47,10 @@ class SpeechRecognitionServiceAsyncStub(SpeechRecognitionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Recognize: _aio.UnaryUnaryMultiCallable[_recognition_service_pb2.RecognizeRequest, _recognition_service_pb2.RecognizeResponse]  # type: ignore[assignment]
     """Recognize transcribes a whole recording of any length within the message limit."""
+    StreamingRecognize: _aio.StreamStreamMultiCallable[_recognition_service_pb2.StreamingRecognizeRequest, _recognition_service_pb2.StreamingRecognizeResponse]  # type: ignore[assignment]
+    """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
+    all others audio or a flush. Needs a served voice-activity model.
+    """
 
 class SpeechRecognitionServiceServicer(metaclass=_abc_1.ABCMeta):
     """SpeechRecognitionService turns speech into text."""
@@ -54,5 +62,15 @@ class SpeechRecognitionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_recognition_service_pb2.RecognizeResponse, _abc.Awaitable[_recognition_service_pb2.RecognizeResponse]]:
         """Recognize transcribes a whole recording of any length within the message limit."""
+
+    @_abc_1.abstractmethod
+    def StreamingRecognize(
+        self,
+        request_iterator: _MaybeAsyncIterator[_recognition_service_pb2.StreamingRecognizeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_recognition_service_pb2.StreamingRecognizeResponse], _abc.AsyncIterator[_recognition_service_pb2.StreamingRecognizeResponse]]:
+        """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
+        all others audio or a flush. Needs a served voice-activity model.
+        """
 
 def add_SpeechRecognitionServiceServicer_to_server(servicer: SpeechRecognitionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/speech/v1/recognition_service.proto.
  */
 export const file_aimass_speech_v1_recognition_service: GenFile = /*@__PURE__*/
-  fileDesc("CiphaW1hc3Mvc3BlZWNoL3YxL3JlY29nbml0aW9uX3NlcnZpY2UucHJvdG8SEGFpbWFzcy5zcGVlY2gudjEizQIKElJlY29nbml0aW9uT3B0aW9ucxIQCghsYW5ndWFnZRgBIAEoCRIvCgR0YXNrGAIgASgOMiEuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRhc2sSFgoJYmVhbV9zaXplGAMgASgFSACIAQESEgoKd29yZF90aW1lcxgEIAEoCBIdChBtYXhfYWx0ZXJuYXRpdmVzGAUgASgFSAGIAQESMAoLaG90X3BocmFzZXMYBiADKAsyGy5haW1hc3Muc3BlZWNoLnYxLkhvdFBocmFzZRIWCg5pbml0aWFsX3Byb21wdBgJIAEoCRIiChV2b2ljZV9hY3Rpdml0eV9maWx0ZXIYCiABKAhIAogBAUIMCgpfYmVhbV9zaXplQhMKEV9tYXhfYWx0ZXJuYXRpdmVzQhgKFl92b2ljZV9hY3Rpdml0eV9maWx0ZXIiOQoJSG90UGhyYXNlEg4KBnBocmFzZRgBIAEoCRISCgVib29zdBgCIAEoAkgAiAEBQggKBl9ib29zdCKqAQoQUmVjb2duaXplUmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgVhdWRpbxgCIAEoDBItCgZmb3JtYXQYAyABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkF1ZGlvRm9ybWF0EjUKB29wdGlvbnMYBCABKAsyJC5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml0aW9uT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAUgASgJIpwCChFSZWNvZ25pemVSZXNwb25zZRIMCgR0ZXh0GAEgASgJEisKCHNlZ21lbnRzGAIgAygLMhkuYWltYXNzLnNwZWVjaC52MS5TZWdtZW50EhAKCGxhbmd1YWdlGAMgASgJEhwKFGxhbmd1YWdlX3Byb2JhYmlsaXR5GAQgASgCEjEKDmF1ZGlvX2R1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjIKD3NwZWVjaF9kdXJhdGlvbhgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI1Cgd0aW1pbmdzGAkgASgLMiQuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRpbWluZ3MijgIKB1NlZ21lbnQSKAoFc3RhcnQYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDZW5kGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgwKBHRleHQYAyABKAkSEwoLYXZnX2xvZ3Byb2IYBCABKAISHQoVbm9fc3BlZWNoX3Byb2JhYmlsaXR5GAUgASgCEhMKC3RlbXBlcmF0dXJlGAYgASgCEiUKBXdvcmRzGAcgAygLMhYuYWltYXNzLnNwZWVjaC52MS5Xb3JkEjMKDGFsdGVybmF0aXZlcxgIIAMoCzIdLmFpbWFzcy5zcGVlY2gudjEuQWx0ZXJuYXRpdmUiegoEV29yZBIMCgR0ZXh0GAEgASgJEigKBXN0YXJ0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA2VuZBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhISCgpjb25maWRlbmNlGAQgASgCIjAKC0FsdGVybmF0aXZlEgwKBHRleHQYASABKAkSEwoLYXZnX2xvZ3Byb2IYAiABKAIiiwEKElJlY29nbml0aW9uVGltaW5ncxIQCghhdWRpb19tcxgBIAEoARIZChF2b2ljZV9hY3Rpdml0eV9tcxgCIAEoARIQCghxdWV1ZV9tcxgDIAEoARIRCgllbmNvZGVfbXMYBCABKAESEQoJZGVjb2RlX21zGAUgASgBEhAKCHRvdGFsX21zGAYgASgBKnQKD1JlY29nbml0aW9uVGFzaxIgChxSRUNPR05JVElPTl9UQVNLX1VOU1BFQ0lGSUVEEAASHwobUkVDT0dOSVRJT05fVEFTS19UUkFOU0NSSUJFEAESHgoaUkVDT0dOSVRJT05fVEFTS19UUkFOU0xBVEUQAjJwChhTcGVlY2hSZWNvZ25pdGlvblNlcnZpY2USVAoJUmVjb2duaXplEiIuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pemVSZXF1ZXN0GiMuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pemVSZXNwb25zZWIGcHJvdG8z", [file_aimass_speech_v1_audio, file_google_protobuf_duration]);
+  fileDesc("CiphaW1hc3Mvc3BlZWNoL3YxL3JlY29nbml0aW9uX3NlcnZpY2UucHJvdG8SEGFpbWFzcy5zcGVlY2gudjEizQIKElJlY29nbml0aW9uT3B0aW9ucxIQCghsYW5ndWFnZRgBIAEoCRIvCgR0YXNrGAIgASgOMiEuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRhc2sSFgoJYmVhbV9zaXplGAMgASgFSACIAQESEgoKd29yZF90aW1lcxgEIAEoCBIdChBtYXhfYWx0ZXJuYXRpdmVzGAUgASgFSAGIAQESMAoLaG90X3BocmFzZXMYBiADKAsyGy5haW1hc3Muc3BlZWNoLnYxLkhvdFBocmFzZRIWCg5pbml0aWFsX3Byb21wdBgJIAEoCRIiChV2b2ljZV9hY3Rpdml0eV9maWx0ZXIYCiABKAhIAogBAUIMCgpfYmVhbV9zaXplQhMKEV9tYXhfYWx0ZXJuYXRpdmVzQhgKFl92b2ljZV9hY3Rpdml0eV9maWx0ZXIiOQoJSG90UGhyYXNlEg4KBnBocmFzZRgBIAEoCRISCgVib29zdBgCIAEoAkgAiAEBQggKBl9ib29zdCKqAQoQUmVjb2duaXplUmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgVhdWRpbxgCIAEoDBItCgZmb3JtYXQYAyABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkF1ZGlvRm9ybWF0EjUKB29wdGlvbnMYBCABKAsyJC5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml0aW9uT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAUgASgJIpwCChFSZWNvZ25pemVSZXNwb25zZRIMCgR0ZXh0GAEgASgJEisKCHNlZ21lbnRzGAIgAygLMhkuYWltYXNzLnNwZWVjaC52MS5TZWdtZW50EhAKCGxhbmd1YWdlGAMgASgJEhwKFGxhbmd1YWdlX3Byb2JhYmlsaXR5GAQgASgCEjEKDmF1ZGlvX2R1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjIKD3NwZWVjaF9kdXJhdGlvbhgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI1Cgd0aW1pbmdzGAkgASgLMiQuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRpbWluZ3MijgIKB1NlZ21lbnQSKAoFc3RhcnQYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDZW5kGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgwKBHRleHQYAyABKAkSEwoLYXZnX2xvZ3Byb2IYBCABKAISHQoVbm9fc3BlZWNoX3Byb2JhYmlsaXR5GAUgASgCEhMKC3RlbXBlcmF0dXJlGAYgASgCEiUKBXdvcmRzGAcgAygLMhYuYWltYXNzLnNwZWVjaC52MS5Xb3JkEjMKDGFsdGVybmF0aXZlcxgIIAMoCzIdLmFpbWFzcy5zcGVlY2gudjEuQWx0ZXJuYXRpdmUiegoEV29yZBIMCgR0ZXh0GAEgASgJEigKBXN0YXJ0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA2VuZBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhISCgpjb25maWRlbmNlGAQgASgCIjAKC0FsdGVybmF0aXZlEgwKBHRleHQYASABKAkSEwoLYXZnX2xvZ3Byb2IYAiABKAIiiwEKElJlY29nbml0aW9uVGltaW5ncxIQCghhdWRpb19tcxgBIAEoARIZChF2b2ljZV9hY3Rpdml0eV9tcxgCIAEoARIQCghxdWV1ZV9tcxgDIAEoARIRCgllbmNvZGVfbXMYBCABKAESEQoJZGVjb2RlX21zGAUgASgBEhAKCHRvdGFsX21zGAYgASgBIqEBChlTdHJlYW1pbmdSZWNvZ25pemVSZXF1ZXN0Ej4KBmNvbmZpZxgBIAEoCzIsLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXRpb25Db25maWdIABIPCgVhdWRpbxgCIAEoDEgAEigKBWZsdXNoGAMgASgLMhcuYWltYXNzLnNwZWVjaC52MS5GbHVzaEgAQgkKB3JlcXVlc3Qi7gEKGlN0cmVhbWluZ1JlY29nbml0aW9uQ29uZmlnEg0KBW1vZGVsGAEgASgJEi0KBmZvcm1hdBgCIAEoCzIdLmFpbWFzcy5zcGVlY2gudjEuQXVkaW9Gb3JtYXQSNQoHb3B0aW9ucxgDIAEoCzIkLmFpbWFzcy5zcGVlY2gudjEuUmVjb2duaXRpb25PcHRpb25zEhcKD2ludGVyaW1fcmVzdWx0cxgEIAEoCBIuCgtlbmRfc2lsZW5jZRgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhISCgpyZXF1ZXN0X2lkGAYgASgJIhMKBUZsdXNoEgoKAmlkGAEgASgJIu0BChpTdHJlYW1pbmdSZWNvZ25pemVSZXNwb25zZRIyCgdpbnRlcmltGAEgASgLMh8uYWltYXNzLnNwZWVjaC52MS5JbnRlcmltUmVzdWx0SAASLgoFZmluYWwYAiABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkZpbmFsUmVzdWx0SAASNAoIYWN0aXZpdHkYAyABKAsyIC5haW1hc3Muc3BlZWNoLnYxLlNwZWVjaEFjdGl2aXR5SAASLAoHZmx1c2hlZBgEIAEoCzIZLmFpbWFzcy5zcGVlY2gudjEuRmx1c2hlZEgAQgcKBWV2ZW50ImUKDUludGVyaW1SZXN1bHQSEQoJdXR0ZXJhbmNlGAEgASgFEhYKDmNvbW1pdHRlZF90ZXh0GAIgASgJEhYKDnRlbnRhdGl2ZV90ZXh0GAMgASgJEhEKCXN0YWJpbGl0eRgEIAEoAiJ3CgtGaW5hbFJlc3VsdBIRCgl1dHRlcmFuY2UYASABKAUSKgoHc2VnbWVudBgCIAEoCzIZLmFpbWFzcy5zcGVlY2gudjEuU2VnbWVudBIQCghsYW5ndWFnZRgDIAEoCRIXCg9maW5hbGl6YXRpb25fbXMYBCABKAEiqAEKDlNwZWVjaEFjdGl2aXR5EjMKBGtpbmQYASABKA4yJS5haW1hc3Muc3BlZWNoLnYxLlNwZWVjaEFjdGl2aXR5LktpbmQSJQoCYXQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iOgoES2luZBIUChBLSU5EX1VOU1BFQ0lGSUVEEAASDgoKS0lORF9CRUdJThABEgwKCEtJTkRfRU5EEAIiFQoHRmx1c2hlZBIKCgJpZBgBIAEoCSp0Cg9SZWNvZ25pdGlvblRhc2sSIAocUkVDT0dOSVRJT05fVEFTS19VTlNQRUNJRklFRBAAEh8KG1JFQ09HTklUSU9OX1RBU0tfVFJBTlNDUklCRRABEh4KGlJFQ09HTklUSU9OX1RBU0tfVFJBTlNMQVRFEAIy5QEKGFNwZWVjaFJlY29nbml0aW9uU2VydmljZRJUCglSZWNvZ25pemUSIi5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml6ZVJlcXVlc3QaIy5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml6ZVJlc3BvbnNlEnMKElN0cmVhbWluZ1JlY29nbml6ZRIrLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXplUmVxdWVzdBosLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXplUmVzcG9uc2UoATABYgZwcm90bzM", [file_aimass_speech_v1_audio, file_google_protobuf_duration]);
 
 /**
  * RecognitionOptions says how to recognise.
@@ -428,6 +428,349 @@ export const RecognitionTimingsSchema: GenMessage<RecognitionTimings> = /*@__PUR
   messageDesc(file_aimass_speech_v1_recognition_service, 7);
 
 /**
+ * StreamingRecognizeRequest is the configuration, then audio.
+ *
+ * @generated from message aimass.speech.v1.StreamingRecognizeRequest
+ */
+export type StreamingRecognizeRequest = Message<"aimass.speech.v1.StreamingRecognizeRequest"> & {
+  /**
+   * Required. Exactly one is set: config in the first message, never again.
+   *
+   * @generated from oneof aimass.speech.v1.StreamingRecognizeRequest.request
+   */
+  request: {
+    /**
+     * How to recognise.
+     *
+     * @generated from field: aimass.speech.v1.StreamingRecognitionConfig config = 1;
+     */
+    value: StreamingRecognitionConfig;
+    case: "config";
+  } | {
+    /**
+     * The next bytes, of any length up to the message limit; samples may be split between messages.
+     *
+     * @generated from field: bytes audio = 2;
+     */
+    value: Uint8Array;
+    case: "audio";
+  } | {
+    /**
+     * Finish the open utterance now; answered by a final (if anything was said) and a Flushed.
+     *
+     * @generated from field: aimass.speech.v1.Flush flush = 3;
+     */
+    value: Flush;
+    case: "flush";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.speech.v1.StreamingRecognizeRequest.
+ * Use `create(StreamingRecognizeRequestSchema)` to create a new message.
+ */
+export const StreamingRecognizeRequestSchema: GenMessage<StreamingRecognizeRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 8);
+
+/**
+ * StreamingRecognitionConfig holds for the whole stream.
+ *
+ * @generated from message aimass.speech.v1.StreamingRecognitionConfig
+ */
+export type StreamingRecognitionConfig = Message<"aimass.speech.v1.StreamingRecognitionConfig"> & {
+  /**
+   * Required. Name of a served model, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. How the audio is packed: raw samples (PCM_S16LE, MULAW, ALAW).
+   *
+   * @generated from field: aimass.speech.v1.AudioFormat format = 2;
+   */
+  format?: AudioFormat | undefined;
+
+  /**
+   * Optional. How to recognise.
+   *
+   * @generated from field: aimass.speech.v1.RecognitionOptions options = 3;
+   */
+  options?: RecognitionOptions | undefined;
+
+  /**
+   * Optional. Send interim results. Default false.
+   *
+   * @generated from field: bool interim_results = 4;
+   */
+  interimResults: boolean;
+
+  /**
+   * Optional. Silence that ends an utterance. Range 100 ms to 5 s. Default 500 ms.
+   *
+   * @generated from field: google.protobuf.Duration end_silence = 5;
+   */
+  endSilence?: Duration | undefined;
+
+  /**
+   * Optional. The caller's name for this stream: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 6;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.speech.v1.StreamingRecognitionConfig.
+ * Use `create(StreamingRecognitionConfigSchema)` to create a new message.
+ */
+export const StreamingRecognitionConfigSchema: GenMessage<StreamingRecognitionConfig> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 9);
+
+/**
+ * Flush asks to finish the open utterance.
+ *
+ * @generated from message aimass.speech.v1.Flush
+ */
+export type Flush = Message<"aimass.speech.v1.Flush"> & {
+  /**
+   * Optional. Returned in Flushed.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message aimass.speech.v1.Flush.
+ * Use `create(FlushSchema)` to create a new message.
+ */
+export const FlushSchema: GenMessage<Flush> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 10);
+
+/**
+ * StreamingRecognizeResponse is one event of the stream.
+ *
+ * @generated from message aimass.speech.v1.StreamingRecognizeResponse
+ */
+export type StreamingRecognizeResponse = Message<"aimass.speech.v1.StreamingRecognizeResponse"> & {
+  /**
+   * Output only. Exactly one is set.
+   *
+   * @generated from oneof aimass.speech.v1.StreamingRecognizeResponse.event
+   */
+  event: {
+    /**
+     * A reading of the open utterance that may still change.
+     *
+     * @generated from field: aimass.speech.v1.InterimResult interim = 1;
+     */
+    value: InterimResult;
+    case: "interim";
+  } | {
+    /**
+     * The final reading of an utterance.
+     *
+     * @generated from field: aimass.speech.v1.FinalResult final = 2;
+     */
+    value: FinalResult;
+    case: "final";
+  } | {
+    /**
+     * Speech began or ended.
+     *
+     * @generated from field: aimass.speech.v1.SpeechActivity activity = 3;
+     */
+    value: SpeechActivity;
+    case: "activity";
+  } | {
+    /**
+     * Everything sent before the Flush has been answered.
+     *
+     * @generated from field: aimass.speech.v1.Flushed flushed = 4;
+     */
+    value: Flushed;
+    case: "flushed";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.speech.v1.StreamingRecognizeResponse.
+ * Use `create(StreamingRecognizeResponseSchema)` to create a new message.
+ */
+export const StreamingRecognizeResponseSchema: GenMessage<StreamingRecognizeResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 11);
+
+/**
+ * InterimResult is a reading of the open utterance.
+ *
+ * @generated from message aimass.speech.v1.InterimResult
+ */
+export type InterimResult = Message<"aimass.speech.v1.InterimResult"> & {
+  /**
+   * Output only. Number of the utterance in the stream, from 0.
+   *
+   * @generated from field: int32 utterance = 1;
+   */
+  utterance: number;
+
+  /**
+   * Output only. Text that two readings in a row agree on: no later interim changes it, only the final may.
+   *
+   * @generated from field: string committed_text = 2;
+   */
+  committedText: string;
+
+  /**
+   * Output only. Text that may still change; follows the committed text.
+   *
+   * @generated from field: string tentative_text = 3;
+   */
+  tentativeText: string;
+
+  /**
+   * Output only. Share of the text that is committed, 0 to 1.
+   *
+   * @generated from field: float stability = 4;
+   */
+  stability: number;
+};
+
+/**
+ * Describes the message aimass.speech.v1.InterimResult.
+ * Use `create(InterimResultSchema)` to create a new message.
+ */
+export const InterimResultSchema: GenMessage<InterimResult> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 12);
+
+/**
+ * FinalResult is the final reading of an utterance.
+ *
+ * @generated from message aimass.speech.v1.FinalResult
+ */
+export type FinalResult = Message<"aimass.speech.v1.FinalResult"> & {
+  /**
+   * Output only. Number of the utterance in the stream, from 0.
+   *
+   * @generated from field: int32 utterance = 1;
+   */
+  utterance: number;
+
+  /**
+   * Output only. Its text, times and words.
+   *
+   * @generated from field: aimass.speech.v1.Segment segment = 2;
+   */
+  segment?: Segment | undefined;
+
+  /**
+   * Output only. Language of the speech.
+   *
+   * @generated from field: string language = 3;
+   */
+  language: string;
+
+  /**
+   * Output only. From the moment at which the utterance was over (silence of end_silence, a Flush, the end of the
+   * stream) to this message, in milliseconds.
+   *
+   * @generated from field: double finalization_ms = 4;
+   */
+  finalizationMs: number;
+};
+
+/**
+ * Describes the message aimass.speech.v1.FinalResult.
+ * Use `create(FinalResultSchema)` to create a new message.
+ */
+export const FinalResultSchema: GenMessage<FinalResult> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 13);
+
+/**
+ * SpeechActivity says that speech began or ended.
+ *
+ * @generated from message aimass.speech.v1.SpeechActivity
+ */
+export type SpeechActivity = Message<"aimass.speech.v1.SpeechActivity"> & {
+  /**
+   * Output only. What happened.
+   *
+   * @generated from field: aimass.speech.v1.SpeechActivity.Kind kind = 1;
+   */
+  kind: SpeechActivity_Kind;
+
+  /**
+   * Output only. When, from the start of the stream.
+   *
+   * @generated from field: google.protobuf.Duration at = 2;
+   */
+  at?: Duration | undefined;
+};
+
+/**
+ * Describes the message aimass.speech.v1.SpeechActivity.
+ * Use `create(SpeechActivitySchema)` to create a new message.
+ */
+export const SpeechActivitySchema: GenMessage<SpeechActivity> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 14);
+
+/**
+ * Kind is what happened.
+ *
+ * @generated from enum aimass.speech.v1.SpeechActivity.Kind
+ */
+export enum SpeechActivity_Kind {
+  /**
+   * Not known.
+   *
+   * @generated from enum value: KIND_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Speech began.
+   *
+   * @generated from enum value: KIND_BEGIN = 1;
+   */
+  BEGIN = 1,
+
+  /**
+   * Speech ended.
+   *
+   * @generated from enum value: KIND_END = 2;
+   */
+  END = 2,
+}
+
+/**
+ * Describes the enum aimass.speech.v1.SpeechActivity.Kind.
+ */
+export const SpeechActivity_KindSchema: GenEnum<SpeechActivity_Kind> = /*@__PURE__*/
+  enumDesc(file_aimass_speech_v1_recognition_service, 14, 0);
+
+/**
+ * Flushed answers a Flush.
+ *
+ * @generated from message aimass.speech.v1.Flushed
+ */
+export type Flushed = Message<"aimass.speech.v1.Flushed"> & {
+  /**
+   * Output only. The id of the Flush.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message aimass.speech.v1.Flushed.
+ * Use `create(FlushedSchema)` to create a new message.
+ */
+export const FlushedSchema: GenMessage<Flushed> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 15);
+
+/**
  * RecognitionTask is what to do with the speech.
  *
  * @generated from enum aimass.speech.v1.RecognitionTask
@@ -476,6 +819,17 @@ export const SpeechRecognitionService: GenService<{
     methodKind: "unary";
     input: typeof RecognizeRequestSchema;
     output: typeof RecognizeResponseSchema;
+  },
+  /**
+   * StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
+   * all others audio or a flush. Needs a served voice-activity model.
+   *
+   * @generated from rpc aimass.speech.v1.SpeechRecognitionService.StreamingRecognize
+   */
+  streamingRecognize: {
+    methodKind: "bidi_streaming";
+    input: typeof StreamingRecognizeRequestSchema;
+    output: typeof StreamingRecognizeResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_aimass_speech_v1_recognition_service, 0);
