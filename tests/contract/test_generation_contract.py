@@ -10,9 +10,11 @@ from aimass.generation.v1 import generation_service_pb2 as pb
 from aimass.generation.v1 import options_pb2
 from aimass.model.v1 import manifest_pb2
 from aimass_decoding import request as decoding
+from aimass_generation.guidance import Guidance, GuidanceKind
 from aimass_generation.messages import generation_request
 from aimass_generation.request import OutputOptions, SamplingOptions, StoppingOptions
 from aimass_generation.result import FinishReason
+from aimass_serving.errors import InvalidFields
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 
@@ -106,7 +108,9 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
         num_sequences=3,
         cache_salt="s",
     )
-    assert all(_is_set(request_pb, field) for field in message.DESCRIPTOR.fields)
+    not_together = {"guidance"}
+    fields_pb = [field for field in message.DESCRIPTOR.fields if field.name not in not_together]
+    assert all(_is_set(request_pb, field) for field in fields_pb)
     asked = generation_request(request_pb, request_id="r", deadline_s=12.5)
     assert asked.sampling == SamplingOptions(
         0.5, 7, 0.25, 0.125, 1.5, 2**64 - 1, 0.75, -0.5, 0.5, {3: 1.5}, (3, 4)
@@ -115,6 +119,34 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
     assert asked.stopping == StoppingOptions(9, 2, ("a", "b"), (3, 4), True, True)
     assert asked.output == OutputOptions(True, True, 5, True)
     assert (asked.priority, asked.time_limit_s, asked.deadline_s, asked.request_id) == (-3, 1.5, 12.5, "r")
+
+
+GUIDANCE: dict[str, tuple[dict[str, Any], Guidance]] = {
+    "json_schema": ({"json_schema": "{}"}, Guidance(GuidanceKind.JSON_SCHEMA, "{}")),
+    "regex": ({"regex": "a+"}, Guidance(GuidanceKind.REGEX, "a+")),
+    "choice": ({"choice": {"texts": ["a", "b"]}}, Guidance(GuidanceKind.CHOICE, choices=("a", "b"))),
+    "grammar": ({"grammar": 'start: "a"'}, Guidance(GuidanceKind.GRAMMAR, 'start: "a"')),
+    "json_object": ({"json_object": True}, Guidance(GuidanceKind.JSON_OBJECT)),
+}
+
+
+def test_every_form_of_guidance_is_known_on_both_sides() -> None:
+    assert names_of(options_pb2.GuidanceOptions.DESCRIPTOR) == set(GuidanceKind) == set(GUIDANCE)
+
+
+@pytest.mark.parametrize("message", [pb.GenerateRequest, pb.CompleteRequest])
+@pytest.mark.parametrize("form", GUIDANCE)
+def test_each_form_of_guidance_arrives(message: Any, form: str) -> None:
+    sent, guidance = GUIDANCE[form]
+    asked = generation_request(message(text="a", guidance=sent), request_id="", deadline_s=None)
+    assert asked.guidance == guidance
+
+
+@pytest.mark.parametrize("sent", [{}, {"json_object": False}, {"choice": {}}, {"regex": ""}])
+def test_guidance_without_a_form_is_refused_and_not_ignored(sent: dict[str, Any]) -> None:
+    request_pb = pb.GenerateRequest(text="a", guidance=options_pb2.GuidanceOptions(**sent))
+    with pytest.raises(InvalidFields, match="guidance"):
+        generation_request(request_pb, request_id="", deadline_s=None)
 
 
 def test_a_zero_that_was_sent_is_not_a_default() -> None:

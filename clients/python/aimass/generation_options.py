@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from aimass.errors import InvalidRequest
 from aimass.prompt import PromptRequest
 from aimass.wire import refusing, set_fields
 
@@ -32,6 +33,8 @@ _STOPPING_FIELDS = (
     "include_stop_string",
     "ignore_eos",
 )
+_GUIDANCE_FIELDS = ("json_schema", "json_object", "regex", "grammar")
+_FORMS = (*_GUIDANCE_FIELDS, "choice")
 _REQUEST_FIELDS = ("priority", "request_id", "num_sequences", "cache_salt")
 
 
@@ -73,6 +76,16 @@ class GenerationOptions:
     """Keep the matched stop string at the end of the text."""
     ignore_eos: bool = False
     """Go on after an end-of-text token."""
+    json_schema: str | None = None
+    """Hold the text to a JSON document that satisfies this schema. Of the five, at most one is set."""
+    json_object: bool | None = None
+    """True holds the text to any JSON object."""
+    regex: str | None = None
+    """Hold the text to this regular expression, as a whole: Rust's syntax, without look-around."""
+    choice: Sequence[str] | None = None
+    """Let the text be one of these. At most 1024."""
+    grammar: str | None = None
+    """Hold the text to this grammar, in Lark's syntax as llguidance reads it."""
     wants_token_ids: bool = False
     """Ask for the token ids of the continuation."""
     wants_logprobs: bool = False
@@ -97,6 +110,7 @@ class GenerationOptions:
         set_fields(request.sampling, self, _SAMPLING_FIELDS, path="sampling.")
         set_fields(request.stopping, self, _STOPPING_FIELDS, path="stopping.")
         set_fields(request, self, _REQUEST_FIELDS)
+        self._fill_guidance(request)
         request.output.token_ids = self.wants_token_ids
         request.output.logprobs = self.wants_logprobs
         request.output.prompt_token_ids = self.wants_prompt_token_ids
@@ -105,3 +119,14 @@ class GenerationOptions:
         if self.time_limit_s is not None:
             with refusing("time_limit"):
                 request.time_limit.FromNanoseconds(round(self.time_limit_s * 1e9))
+
+    def _fill_guidance(self, request: PromptRequest) -> None:
+        """Set the form the text is held to. A second one would silently replace the first in the message."""
+        given = [form for form in _FORMS if getattr(self, form) is not None]
+        if len(given) > 1:
+            raise InvalidRequest.of_field("guidance", f"expected one form of text, got {' and '.join(given)}")
+        set_fields(request.guidance, self, _GUIDANCE_FIELDS, path="guidance.")
+        if self.choice is not None:
+            request.guidance.choice.SetInParent()  # No texts are the server's to refuse, not to be ignored.
+            with refusing("guidance.choice.texts"):
+                request.guidance.choice.texts.extend(self.choice)

@@ -13,7 +13,9 @@ from aimass.common.v1 import usage_pb2
 from aimass.generation.v1 import generation_service_pb2 as pb
 from aimass.generation.v1 import options_pb2, prompt_pb2
 from aimass_decoding.request import TokenLogprob
+from aimass_serving.errors import InvalidField
 
+from aimass_generation.guidance import Guidance, GuidanceKind
 from aimass_generation.request import (
     ChatMessage,
     ChatPrompt,
@@ -63,6 +65,7 @@ def generation_request(
         deadline_s=deadline_s,
         num_sequences=request_pb.num_sequences or 1,
         cache_salt=request_pb.cache_salt,
+        guidance=_guidance(request_pb.guidance) if request_pb.HasField("guidance") else None,
     )
 
 
@@ -144,6 +147,22 @@ def _output(options_pb: options_pb2.OutputOptions) -> OutputOptions:
         num_top_logprobs=options_pb.top_logprobs,
         wants_prompt_token_ids=options_pb.prompt_token_ids,
     )
+
+
+def _guidance(options_pb: options_pb2.GuidanceOptions) -> Guidance:
+    form = options_pb.WhichOneof("form")
+    match form:
+        case None:
+            expected = "one of json_schema, json_object, regex, choice and grammar"
+            raise InvalidField("guidance", expected=expected, got=None)
+        case "choice":
+            return Guidance(GuidanceKind.CHOICE, choices=tuple(options_pb.choice.texts))
+        case "json_object":
+            if not options_pb.json_object:
+                raise InvalidField("guidance.json_object", expected="true", got=False)
+            return Guidance(GuidanceKind.JSON_OBJECT)
+        case _:
+            return Guidance(GuidanceKind(form), getattr(options_pb, form))
 
 
 def _given(message_pb: Any, field_name: str) -> Any:

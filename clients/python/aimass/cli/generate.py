@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,10 +14,13 @@ from aimass.cli.options import (
     GENERATION_ADDRESS,
     Address,
     AsJson,
+    Choice,
     Deadline,
+    JsonSchema,
     MaxNewTokens,
     MinP,
     ModelName,
+    Regex,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -47,6 +51,9 @@ def generate(
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     deadline_s: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,6 +67,9 @@ def generate(
         seed=seed,
         max_new_tokens=max_new_tokens,
         stop_strings=tuple(stop or ()),
+        json_schema=schema_text(json_schema),
+        regex=regex,
+        choice=choice or None,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     with connected(ctx, address) as connection:
@@ -71,6 +81,17 @@ def generate(
         else:
             with client.generate(text, model=name, options=options, deadline_s=deadline_s) as stream:
                 write_live(stream)
+
+
+def schema_text(file_or_text: str | None) -> str | None:
+    """Return the JSON schema of an option's value: itself if it is JSON by its beginning, else a file's."""
+    if file_or_text is None or file_or_text.lstrip().startswith("{"):
+        return file_or_text
+    try:
+        return Path(file_or_text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise typer.BadParameter(f"{file_or_text}: {reason}", param_hint="--json-schema") from error
 
 
 def write_live(stream: TokenStream) -> None:

@@ -11,6 +11,7 @@ ENCODER_ADDRESS = "localhost:50052"
 
 _SAMPLING = "How the next token is chosen"
 _STOPPING = "When the text ends"
+_FORM = "The form of the text: one of these"
 
 Address = Annotated[str, typer.Option(help="host:port of the service.")]
 ModelName = Annotated[
@@ -43,4 +44,19 @@ MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to produce."
 Stop = Annotated[
     list[str] | None,
     typer.Option(help="End before this text; may be repeated.", rich_help_panel=_STOPPING),
+]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|TEXT",
+        help="A JSON document that satisfies this schema: JSON, or a file with it.",
+        rich_help_panel=_FORM,
+    ),
+]
+Regex = Annotated[
+    str | None, typer.Option(help="A text that this regular expression matches.", rich_help_panel=_FORM)
+]
+Choice = Annotated[
+    list[str] | None,
+    typer.Option(help="This text, or another --choice; to be repeated.", rich_help_panel=_FORM),
 ]

@@ -232,3 +232,82 @@ class OutputOptions(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
+
+@_typing.final
+class GuidanceOptions(_message.Message):
+    """GuidanceOptions holds the whole text to a form: no token is chosen that leads away from it, and the text ends
+    where the form is complete, and only there. A text that ends for another reason, such as max_new_tokens or a
+    stop string, may be cut short. Not together with ignore_eos or allowed_token_ids.
+
+    What nothing satisfies, and what costs too much to compile, is refused with INVALID_FIELD; what turns out too
+    costly to follow ends the text with the same error.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON document that satisfies this JSON schema, itself JSON of 1 to 65536 characters. Keywords that cannot
+    be held to are refused; references must stay within the schema. Between the parts of the document stands at
+    most one space, or one line break with up to 16 spaces.
+    """
+    regex: _builtins.str
+    """A text that this regular expression matches as a whole: 1 to 8192 characters, in the syntax of Rust's regex
+    crate, without look-around and back references.
+    """
+    grammar: _builtins.str
+    """A text of this context-free grammar: 1 to 65536 characters, in llguidance's variant of Lark's syntax. Its
+    first rule is called start.
+    """
+    json_object: _builtins.bool
+    """Any JSON object. Must be true."""
+    @_builtins.property
+    def choice(self) -> Global___GuidanceChoice:
+        """One of several texts."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        choice: Global___GuidanceChoice | None = ...,
+        grammar: _builtins.str = ...,
+        json_object: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["json_schema", "regex", "choice", "grammar", "json_object"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___GuidanceOptions: _TypeAlias = GuidanceOptions  # noqa: Y015
+
+@_typing.final
+class GuidanceChoice(_message.Message):
+    """GuidanceChoice is the texts to choose from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to 1024 texts, each of 1 to 1024 characters, at most 65536 together."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuidanceChoice: _TypeAlias = GuidanceChoice  # noqa: Y015

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/generation/v1/options.proto.
  */
 export const file_aimass_generation_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSKQBAoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBEhYKCXR5cGljYWxfcBgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgJIAEoAkgIiAEBEkgKCmxvZ2l0X2JpYXMYCiADKAsyNC5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMuTG9naXRCaWFzRW50cnkSGQoRYWxsb3dlZF90b2tlbl9pZHMYCyADKAUaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgCOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIHCgVfc2VlZEIMCgpfdHlwaWNhbF9wQhQKEl9mcmVxdWVuY3lfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eSK4AQoPU3RvcHBpbmdPcHRpb25zEhsKDm1heF9uZXdfdG9rZW5zGAEgASgFSACIAQESFgoObWluX25ld190b2tlbnMYAiABKAUSFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhsKE2luY2x1ZGVfc3RvcF9zdHJpbmcYBSABKAgSEgoKaWdub3JlX2VvcxgGIAEoCEIRCg9fbWF4X25ld190b2tlbnMiZAoNT3V0cHV0T3B0aW9ucxIRCgl0b2tlbl9pZHMYASABKAgSEAoIbG9ncHJvYnMYAiABKAgSFAoMdG9wX2xvZ3Byb2JzGAMgASgFEhgKEHByb21wdF90b2tlbl9pZHMYBCABKAhiBnByb3RvMw");
+  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSKQBAoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBEhYKCXR5cGljYWxfcBgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgJIAEoAkgIiAEBEkgKCmxvZ2l0X2JpYXMYCiADKAsyNC5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMuTG9naXRCaWFzRW50cnkSGQoRYWxsb3dlZF90b2tlbl9pZHMYCyADKAUaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgCOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIHCgVfc2VlZEIMCgpfdHlwaWNhbF9wQhQKEl9mcmVxdWVuY3lfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eSK4AQoPU3RvcHBpbmdPcHRpb25zEhsKDm1heF9uZXdfdG9rZW5zGAEgASgFSACIAQESFgoObWluX25ld190b2tlbnMYAiABKAUSFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhsKE2luY2x1ZGVfc3RvcF9zdHJpbmcYBSABKAgSEgoKaWdub3JlX2VvcxgGIAEoCEIRCg9fbWF4X25ld190b2tlbnMiZAoNT3V0cHV0T3B0aW9ucxIRCgl0b2tlbl9pZHMYASABKAgSEAoIbG9ncHJvYnMYAiABKAgSFAoMdG9wX2xvZ3Byb2JzGAMgASgFEhgKEHByb21wdF90b2tlbl9pZHMYBCABKAgiowEKD0d1aWRhbmNlT3B0aW9ucxIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASNgoGY2hvaWNlGAMgASgLMiQuYWltYXNzLmdlbmVyYXRpb24udjEuR3VpZGFuY2VDaG9pY2VIABIRCgdncmFtbWFyGAQgASgJSAASFQoLanNvbl9vYmplY3QYBSABKAhIAEIGCgRmb3JtIh8KDkd1aWRhbmNlQ2hvaWNlEg0KBXRleHRzGAEgAygJYgZwcm90bzM");
 
 /**
  * SamplingOptions says how the next token is chosen.
@@ -209,4 +209,95 @@ export type OutputOptions = Message<"aimass.generation.v1.OutputOptions"> & {
  */
 export const OutputOptionsSchema: GenMessage<OutputOptions> = /*@__PURE__*/
   messageDesc(file_aimass_generation_v1_options, 2);
+
+/**
+ * GuidanceOptions holds the whole text to a form: no token is chosen that leads away from it, and the text ends
+ * where the form is complete, and only there. A text that ends for another reason, such as max_new_tokens or a
+ * stop string, may be cut short. Not together with ignore_eos or allowed_token_ids.
+ *
+ * What nothing satisfies, and what costs too much to compile, is refused with INVALID_FIELD; what turns out too
+ * costly to follow ends the text with the same error.
+ *
+ * @generated from message aimass.generation.v1.GuidanceOptions
+ */
+export type GuidanceOptions = Message<"aimass.generation.v1.GuidanceOptions"> & {
+  /**
+   * Required. Exactly one is set.
+   *
+   * @generated from oneof aimass.generation.v1.GuidanceOptions.form
+   */
+  form: {
+    /**
+     * A JSON document that satisfies this JSON schema, itself JSON of 1 to 65536 characters. Keywords that cannot
+     * be held to are refused; references must stay within the schema. Between the parts of the document stands at
+     * most one space, or one line break with up to 16 spaces.
+     *
+     * @generated from field: string json_schema = 1;
+     */
+    value: string;
+    case: "jsonSchema";
+  } | {
+    /**
+     * A text that this regular expression matches as a whole: 1 to 8192 characters, in the syntax of Rust's regex
+     * crate, without look-around and back references.
+     *
+     * @generated from field: string regex = 2;
+     */
+    value: string;
+    case: "regex";
+  } | {
+    /**
+     * One of several texts.
+     *
+     * @generated from field: aimass.generation.v1.GuidanceChoice choice = 3;
+     */
+    value: GuidanceChoice;
+    case: "choice";
+  } | {
+    /**
+     * A text of this context-free grammar: 1 to 65536 characters, in llguidance's variant of Lark's syntax. Its
+     * first rule is called start.
+     *
+     * @generated from field: string grammar = 4;
+     */
+    value: string;
+    case: "grammar";
+  } | {
+    /**
+     * Any JSON object. Must be true.
+     *
+     * @generated from field: bool json_object = 5;
+     */
+    value: boolean;
+    case: "jsonObject";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.generation.v1.GuidanceOptions.
+ * Use `create(GuidanceOptionsSchema)` to create a new message.
+ */
+export const GuidanceOptionsSchema: GenMessage<GuidanceOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_generation_v1_options, 3);
+
+/**
+ * GuidanceChoice is the texts to choose from.
+ *
+ * @generated from message aimass.generation.v1.GuidanceChoice
+ */
+export type GuidanceChoice = Message<"aimass.generation.v1.GuidanceChoice"> & {
+  /**
+   * Required. 1 to 1024 texts, each of 1 to 1024 characters, at most 65536 together.
+   *
+   * @generated from field: repeated string texts = 1;
+   */
+  texts: string[];
+};
+
+/**
+ * Describes the message aimass.generation.v1.GuidanceChoice.
+ * Use `create(GuidanceChoiceSchema)` to create a new message.
+ */
+export const GuidanceChoiceSchema: GenMessage<GuidanceChoice> = /*@__PURE__*/
+  messageDesc(file_aimass_generation_v1_options, 4);
 
