@@ -151,7 +151,7 @@ def _cached(target: Path, build: Callable[[Path], object]) -> Path:
 
 
 def _exporter_digest() -> str:
-    """Return a digest of the sources that decide what an export holds: what `exporter` imports of this package."""
+    """Return a digest of the sources that decide what an export holds: all that `exporter` imports here."""
     sources: dict[str, str] = {}
     names = ["exporter"]
     while names:
