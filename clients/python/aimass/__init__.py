@@ -28,6 +28,7 @@ from aimass.generation_options import GenerationOptions
 from aimass.health_check import HealthStatus, health
 from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
 from aimass.prompt import ChatMessage, Prompt
+from aimass.sparse_embeddings import SparseEmbeddings, SparseText
 from aimass.token_stream import TokenStream
 from aimass.tracing import TracingInterceptor, export_spans
 from aimass.usage import Timings, Usage
@@ -63,6 +64,8 @@ __all__ = [
     "PromptInfo",
     "RpcError",
     "ScoreKind",
+    "SparseEmbeddings",
+    "SparseText",
     "TextClass",
     "TextClasses",
     "TextRefused",

@@ -9,9 +9,10 @@ from typing import ClassVar, Self
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
-from aimass.embedding_options import EmbeddingOptions
+from aimass.embedding_options import EmbeddingOptions, Truncation
 from aimass.embeddings import EmbeddedText, Embeddings, embedded_text_of, embeddings_of
 from aimass.response_stream import ResponseStream
+from aimass.sparse_embeddings import SparseEmbeddings, sparse_embeddings_of
 from aimass.wire import refusing
 
 
@@ -81,6 +82,33 @@ class EmbeddingClient(ServiceClient):
             with refusing(f"texts[{index}]"):
                 request.texts.append(text)
         return embeddings_of(self._connection.call(self._stub.Embed, request, deadline_s=deadline_s))
+
+    def embed_sparse(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        top_k: int | None = None,
+        truncation: Truncation = Truncation.END,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> SparseEmbeddings:
+        """Return the weights of each text's words (SPLADE): at most `top_k` of a text, the heaviest."""
+        request = pb.EmbedSparseRequest()
+        request.options.truncation = pb.Truncation.Value(f"TRUNCATION_{truncation.name}")
+        with refusing("model"):
+            request.model = model
+        with refusing("request_id"):
+            request.request_id = request_id
+        if top_k is not None:
+            with refusing("options.top_k"):
+                request.options.top_k = top_k
+        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+            with refusing(f"texts[{index}]"):
+                request.texts.append(text)
+        return sparse_embeddings_of(
+            self._connection.call(self._stub.EmbedSparse, request, deadline_s=deadline_s)
+        )
 
     def embed_stream(
         self,

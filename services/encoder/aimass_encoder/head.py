@@ -15,7 +15,7 @@ from aimass_serving.errors import AimassError, ModelFailed
 from numpy.typing import NDArray
 
 from aimass_encoder.pooling import Pooling, pool
-from aimass_encoder.runner import HIDDEN, Outputs
+from aimass_encoder.runner import HIDDEN, LOGITS, Outputs
 
 Reading = TypeVar("Reading", covariant=True)
 
@@ -76,6 +76,24 @@ class TokenHead:
         values = np.stack([outputs[name].astype(np.float32, copy=False) for name in self.outputs], axis=1)
         read = [row[:, :length].copy() for row, length in zip(values, mask.sum(axis=1), strict=True)]
         return [row if np.isfinite(row).all() else _not_numbers(self.model) for row in read]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseHead:
+    """The weight of each word of the vocabulary: SPLADE's max over tokens of log(1 + relu(logit))."""
+
+    model: str
+
+    def __call__(
+        self, outputs: Outputs, mask: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.float32] | AimassError]:
+        """Return weights of shape [vocab_size], none negative. Source: Formal et al., arXiv 2109.10086."""
+        read: list[NDArray[np.float32] | AimassError] = []
+        for row, length in zip(outputs[LOGITS], mask.sum(axis=1), strict=True):
+            largest = row[:length].max(axis=0).astype(np.float32)  # [vocab_size]; log is monotonic
+            weights = np.log1p(np.maximum(largest, 0))
+            read.append(weights if np.isfinite(weights).all() else _not_numbers(self.model))
+        return read
 
 
 def _not_numbers(model: str) -> ModelFailed:

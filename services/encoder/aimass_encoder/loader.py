@@ -21,6 +21,7 @@ from aimass_encoder.head import PoolingHead
 from aimass_encoder.labels import ProblemType
 from aimass_encoder.pooling import Pooling, l2_normalize
 from aimass_encoder.runner import HIDDEN, LOGITS, MASK, TOKEN_IDS, TYPE_IDS, EncoderRunner, PaddedBatch
+from aimass_encoder.sparse_engine import SparseEngine
 from aimass_encoder.spec import EmbeddingSpec
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.text_classifier import ClassifierSpec, TextClassifier
@@ -41,6 +42,7 @@ _PROBLEM_TYPES: Mapping[manifest_pb2.ProblemType.ValueType, ProblemType] = {
 }
 HEAD_OUTPUTS: Mapping[manifest_pb2.Task.ValueType, Sequence[str]] = {
     manifest_pb2.TASK_TEXT_CLASSIFICATION: (LOGITS,),
+    manifest_pb2.TASK_SPARSE_EMBEDDING: (LOGITS,),
 }
 """Tasks whose graph ends in a head, and its outputs."""
 
@@ -84,13 +86,10 @@ def head_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Ta
     replay_golden_logits(runner, bundle)
     config = context.config(EncoderConfig)
     _warm_up(runner, config, max_tokens=manifest.encoder.max_tokens)
-    encoder = TextEncoder(
-        runner,
-        _read_tokenizer(bundle, max_tokens=manifest.encoder.max_tokens),
-        model=manifest.name,
-        config=config,
-        permit=context.permit,
-    )
+    tokenizer = _read_tokenizer(bundle, max_tokens=manifest.encoder.max_tokens)
+    encoder = TextEncoder(runner, tokenizer, model=manifest.name, config=config, permit=context.permit)
+    if manifest.task == manifest_pb2.TASK_SPARSE_EMBEDDING:
+        return SparseEngine(encoder, tokenizer.words(manifest.encoder.vocab_size))
     return TextClassifier(encoder, classifier_spec(bundle))
 
 

@@ -18,7 +18,7 @@ from aimass.embedding.v1.embedding_service_pb2_grpc import (
     EmbeddingServiceServicer,
     add_EmbeddingServiceServicer_to_server,
 )
-from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING
+from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING, TASK_SPARSE_EMBEDDING
 from aimass_serving.errors import (
     AimassError,
     InputTooLong,
@@ -42,6 +42,8 @@ from aimass_encoder.request import (
     VectorDtype,
 )
 from aimass_encoder.served import served_engine
+from aimass_encoder.sparse import SparseRequest, SparseText
+from aimass_encoder.sparse_engine import SparseEngine
 from aimass_encoder.stream import in_order
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.vectors import PackedVector, pack
@@ -92,6 +94,23 @@ class EmbeddingServicer(EmbeddingServiceServicer):
             results=result_pbs(reply.results, dtype),
             dimensions=reply.dimensions,
             dtype=dtype_pb,
+            model=served.name,
+            model_version=served.version,
+            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
+            timings=timings_pb(reply.timings),
+        )
+
+    async def EmbedSparse(  # noqa: N802
+        self, request: pb.EmbedSparseRequest, context: Any
+    ) -> pb.EmbedSparseResponse:
+        """Return the weights of the words of each text, in order."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(self._registry, request.model, TASK_SPARSE_EMBEDDING, SparseEngine)
+        reply = await engine.embed(sparse_request(request, deadline_s=call.deadline_s))
+        annotate_call("embeddings", served.name, reply.num_tokens)
+        return pb.EmbedSparseResponse(
+            results=[sparse_result_pb(result) for result in reply.results],
+            vocabulary_size=reply.vocabulary_size,
             model=served.name,
             model_version=served.version,
             usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
@@ -171,6 +190,32 @@ def embed_options(options: pb.EmbedOptions) -> EmbedOptions:
         truncation=chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
         dimensions=options.dimensions if options.HasField("dimensions") else None,
         prompt_name=options.prompt_name,
+    )
+
+
+def sparse_request(request: pb.EmbedSparseRequest, *, deadline_s: float | None) -> SparseRequest:
+    """Return the engine's request. Raises `InvalidField`."""
+    options = request.options
+    return SparseRequest(
+        request.texts,
+        truncation=chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
+        top_k=options.top_k if options.HasField("top_k") else None,
+        deadline_s=deadline_s,
+    )
+
+
+def sparse_result_pb(result: SparseText | AimassError) -> pb.EmbedSparseResult:
+    """Return one text's sparse vector as it travels."""
+    if isinstance(result, AimassError):
+        return pb.EmbedSparseResult(error=item_error_pb(result))
+    return pb.EmbedSparseResult(
+        embedding=pb.SparseEmbedding(
+            indices=result.indices.tolist(),
+            weights=result.weights.tolist(),
+            words=result.words,
+            tokens=result.num_tokens,
+            truncated_tokens=result.num_truncated_tokens,
+        )
     )
 
 

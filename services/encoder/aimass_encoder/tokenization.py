@@ -91,6 +91,10 @@ class TextTokenizer:
     def max_tokens(self) -> int:
         return self._max_tokens
 
+    def words(self, size: int) -> Sequence[str]:
+        """Return the first `size` words of the vocabulary as they are written, empty where none is."""
+        return [self._tokenizer.id_to_token(index) or "" for index in range(size)]
+
     def tokenize(
         self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
     ) -> Sequence[TokenizedText]:

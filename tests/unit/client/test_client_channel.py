@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aimass import ConnectionOptions, Tls
 from aimass.channel import _IDEMPOTENT_METHODS, retry_config
+from aimass.classification.v1 import classification_service_pb2
 from aimass.embedding.v1 import embedding_service_pb2
 from aimass.generation.v1 import generation_service_pb2
 from aimass.model.v1 import model_service_pb2
@@ -28,7 +29,12 @@ def test_one_attempt_means_no_retry_policy() -> None:
 
 
 def test_every_unary_call_is_retried_and_no_stream_is() -> None:
-    modules = (generation_service_pb2, embedding_service_pb2, model_service_pb2)
+    modules = (
+        classification_service_pb2,
+        embedding_service_pb2,
+        generation_service_pb2,
+        model_service_pb2,
+    )
     services: list[ServiceDescriptor] = [
         service for module in modules for service in module.DESCRIPTOR.services_by_name.values()
     ]

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from aimass.channel import ConnectionOptions, Tls
-from aimass.cli import chat, classify, embed, generate, status, traces
+from aimass.cli import chat, classify, embed, embed_sparse, generate, status, traces
 from aimass.cli.failure import failure_line
 from aimass.embeddings import TextRefused
 from aimass.errors import RpcError
@@ -55,6 +55,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(embed.embed)
+app.command("embed-sparse")(embed_sparse.embed_sparse)
 app.command()(classify.classify)
 app.command()(status.status)
 app.command()(traces.traces)

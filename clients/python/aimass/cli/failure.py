@@ -8,6 +8,7 @@ SERVICE_OF_COMMAND = {
     "generate": "generation",
     "chat": "generation",
     "embed": "encoder",
+    "embed-sparse": "encoder",
     "classify": "encoder",
 }
 

@@ -379,3 +379,195 @@ class EmbedStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedStreamResponse: _TypeAlias = EmbedStreamResponse  # noqa: Y015
+
+@_typing.final
+class SparseOptions(_message.Message):
+    """SparseOptions says which weights to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    truncation: Global___Truncation.ValueType
+    """Optional. What to do with a text longer than the model takes. Default END."""
+    top_k: _builtins.int
+    """Optional. At most this many words of a text, the heaviest; at least 1. Default: all with a weight above 0."""
+    def __init__(
+        self,
+        *,
+        truncation: Global___Truncation.ValueType = ...,
+        top_k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___SparseOptions: _TypeAlias = SparseOptions  # noqa: Y015
+
+@_typing.final
+class EmbedSparseRequest(_message.Message):
+    """EmbedSparseRequest asks for the sparse vectors of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served model for sparse embeddings, or `name@version`."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to the server's limit of texts (ModelLimits.max_batch_items), each not empty."""
+
+    @_builtins.property
+    def options(self) -> Global___SparseOptions:
+        """Optional. Which weights to return."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___SparseOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "options", b"options", "request_id", b"request_id", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedSparseRequest: _TypeAlias = EmbedSparseRequest  # noqa: Y015
+
+@_typing.final
+class EmbedSparseResponse(_message.Message):
+    """EmbedSparseResponse holds one result for each text of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    vocabulary_size: _builtins.int
+    """Output only. Words of the vocabulary: indices are below this."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedSparseResult]:
+        """Output only. In the order of the request's texts."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Output only. Tokens of all texts."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___EmbedSparseResult] | None = ...,
+        vocabulary_size: _builtins.int = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_version", b"model_version", "results", b"results", "timings", b"timings", "usage", b"usage", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedSparseResponse: _TypeAlias = EmbedSparseResponse  # noqa: Y015
+
+@_typing.final
+class EmbedSparseResult(_message.Message):
+    """EmbedSparseResult is a sparse vector or the reason there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embedding(self) -> Global___SparseEmbedding:
+        """The vector."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.ItemError:
+        """Why this text has no vector."""
+
+    def __init__(
+        self,
+        *,
+        embedding: Global___SparseEmbedding | None = ...,
+        error: _error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "error", b"error", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["embedding", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___EmbedSparseResult: _TypeAlias = EmbedSparseResult  # noqa: Y015
+
+@_typing.final
+class SparseEmbedding(_message.Message):
+    """SparseEmbedding is the words of one text, heaviest first. The product of two texts is the sum, over the
+    words they share, of the product of the weights.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDICES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Output only. Tokens the model saw, special tokens included."""
+    truncated_tokens: _builtins.int
+    """Output only. Tokens that were cut off; 0 when the text fitted."""
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output only. Places of the words in the vocabulary."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Output only. Their weights, each above 0."""
+
+    @_builtins.property
+    def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The words as the tokenizer writes them; `##` or similar marks stand for parts of words."""
+
+    def __init__(
+        self,
+        *,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+        words: _abc.Iterable[_builtins.str] | None = ...,
+        tokens: _builtins.int = ...,
+        truncated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "weights", b"weights", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SparseEmbedding: _TypeAlias = SparseEmbedding  # noqa: Y015

@@ -47,6 +47,11 @@ class EmbeddingServiceStub:
                 request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamRequest.SerializeToString,
                 response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamResponse.FromString,
                 _registered_method=True)
+        self.EmbedSparse = channel.unary_unary(
+                '/aimass.embedding.v1.EmbeddingService/EmbedSparse',
+                request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.SerializeToString,
+                response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer:
@@ -70,6 +75,14 @@ class EmbeddingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EmbedSparse(self, request, context):
+        """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
+        fails its own result, not the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbeddingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +95,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.EmbedStream,
                     request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamRequest.FromString,
                     response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamResponse.SerializeToString,
+            ),
+            'EmbedSparse': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedSparse,
+                    request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.FromString,
+                    response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +159,33 @@ class EmbeddingService:
             '/aimass.embedding.v1.EmbeddingService/EmbedStream',
             aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamRequest.SerializeToString,
             aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedSparse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.embedding.v1.EmbeddingService/EmbedSparse',
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.SerializeToString,
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.FromString,
             options,
             channel_credentials,
             insecure,

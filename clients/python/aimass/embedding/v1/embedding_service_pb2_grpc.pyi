@@ -42,6 +42,10 @@ class EmbeddingServiceStub:
     """EmbedStream embeds texts as they arrive and answers in the order of the requests. The first request
     carries the configuration. A bad text fails its own answer, not the stream.
     """
+    EmbedSparse: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedSparseRequest, _embedding_service_pb2.EmbedSparseResponse]
+    """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
+    fails its own result, not the call.
+    """
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
@@ -56,6 +60,10 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     EmbedStream: _aio.StreamStreamMultiCallable[_embedding_service_pb2.EmbedStreamRequest, _embedding_service_pb2.EmbedStreamResponse]  # type: ignore[assignment]
     """EmbedStream embeds texts as they arrive and answers in the order of the requests. The first request
     carries the configuration. A bad text fails its own answer, not the stream.
+    """
+    EmbedSparse: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedSparseRequest, _embedding_service_pb2.EmbedSparseResponse]  # type: ignore[assignment]
+    """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
+    fails its own result, not the call.
     """
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +88,16 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_embedding_service_pb2.EmbedStreamResponse], _abc.AsyncIterator[_embedding_service_pb2.EmbedStreamResponse]]:
         """EmbedStream embeds texts as they arrive and answers in the order of the requests. The first request
         carries the configuration. A bad text fails its own answer, not the stream.
+        """
+
+    @_abc_1.abstractmethod
+    def EmbedSparse(
+        self,
+        request: _embedding_service_pb2.EmbedSparseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_embedding_service_pb2.EmbedSparseResponse, _abc.Awaitable[_embedding_service_pb2.EmbedSparseResponse]]:
+        """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
+        fails its own result, not the call.
         """
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

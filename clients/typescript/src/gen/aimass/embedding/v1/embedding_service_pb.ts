@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/embedding/v1/embedding_service.proto.
  */
 export const file_aimass_embedding_v1_embedding_service: GenFile = /*@__PURE__*/
-  fileDesc("CithaW1hc3MvZW1iZWRkaW5nL3YxL2VtYmVkZGluZ19zZXJ2aWNlLnByb3RvEhNhaW1hc3MuZW1iZWRkaW5nLnYxItcBCgxFbWJlZE9wdGlvbnMSFgoJbm9ybWFsaXplGAEgASgISACIAQESMwoKdHJ1bmNhdGlvbhgCIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhIXCgpkaW1lbnNpb25zGAMgASgFSAGIAQESLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEhMKC3Byb21wdF9uYW1lGAUgASgJQgwKCl9ub3JtYWxpemVCDQoLX2RpbWVuc2lvbnMidAoMRW1iZWRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJEjIKB29wdGlvbnMYAyABKAsyIS5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIoECCg1FbWJlZFJlc3BvbnNlEjEKB3Jlc3VsdHMYASADKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAiABKAUSLwoFZHR5cGUYAyABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEg0KBW1vZGVsGAQgASgJEhUKDW1vZGVsX3ZlcnNpb24YBSABKAkSJgoFdXNhZ2UYBiABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYByABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MiegoLRW1iZWRSZXN1bHQSMwoJZW1iZWRkaW5nGAEgASgLMh4uYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZGRpbmdIABIsCgVlcnJvchgCIAEoCzIbLmFpbWFzcy5jb21tb24udjEuSXRlbUVycm9ySABCCAoGcmVzdWx0IlQKCUVtYmVkZGluZxIOCgZ2ZWN0b3IYASABKAwSDQoFc2NhbGUYAiABKAISDgoGdG9rZW5zGAMgASgFEhgKEHRydW5jYXRlZF90b2tlbnMYBCABKAUiaQoSRW1iZWRTdHJlYW1SZXF1ZXN0EjgKBmNvbmZpZxgBIAEoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1Db25maWdIABIOCgR0ZXh0GAIgASgJSABCCQoHcmVxdWVzdCJqChFFbWJlZFN0cmVhbUNvbmZpZxINCgVtb2RlbBgBIAEoCRIyCgdvcHRpb25zGAIgASgLMiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgDIAEoCSKbAQoTRW1iZWRTdHJlYW1SZXNwb25zZRINCgVpbmRleBgBIAEoAxIwCgZyZXN1bHQYAiABKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAyABKAUSLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlKo8BCgtWZWN0b3JEdHlwZRIcChhWRUNUT1JfRFRZUEVfVU5TUEVDSUZJRUQQABIYChRWRUNUT1JfRFRZUEVfRkxPQVQzMhABEhgKFFZFQ1RPUl9EVFlQRV9GTE9BVDE2EAISFQoRVkVDVE9SX0RUWVBFX0lOVDgQAxIXChNWRUNUT1JfRFRZUEVfQklOQVJZEAQqZwoKVHJ1bmNhdGlvbhIaChZUUlVOQ0FUSU9OX1VOU1BFQ0lGSUVEEAASEwoPVFJVTkNBVElPTl9OT05FEAESEgoOVFJVTkNBVElPTl9FTkQQAhIUChBUUlVOQ0FUSU9OX1NUQVJUEAMyyAEKEEVtYmVkZGluZ1NlcnZpY2USTgoFRW1iZWQSIS5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVxdWVzdBoiLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRSZXNwb25zZRJkCgtFbWJlZFN0cmVhbRInLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1SZXF1ZXN0GiguYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFN0cmVhbVJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_aimass_common_v1_error, file_aimass_common_v1_usage]);
+  fileDesc("CithaW1hc3MvZW1iZWRkaW5nL3YxL2VtYmVkZGluZ19zZXJ2aWNlLnByb3RvEhNhaW1hc3MuZW1iZWRkaW5nLnYxItcBCgxFbWJlZE9wdGlvbnMSFgoJbm9ybWFsaXplGAEgASgISACIAQESMwoKdHJ1bmNhdGlvbhgCIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhIXCgpkaW1lbnNpb25zGAMgASgFSAGIAQESLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEhMKC3Byb21wdF9uYW1lGAUgASgJQgwKCl9ub3JtYWxpemVCDQoLX2RpbWVuc2lvbnMidAoMRW1iZWRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJEjIKB29wdGlvbnMYAyABKAsyIS5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIoECCg1FbWJlZFJlc3BvbnNlEjEKB3Jlc3VsdHMYASADKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAiABKAUSLwoFZHR5cGUYAyABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEg0KBW1vZGVsGAQgASgJEhUKDW1vZGVsX3ZlcnNpb24YBSABKAkSJgoFdXNhZ2UYBiABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYByABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MiegoLRW1iZWRSZXN1bHQSMwoJZW1iZWRkaW5nGAEgASgLMh4uYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZGRpbmdIABIsCgVlcnJvchgCIAEoCzIbLmFpbWFzcy5jb21tb24udjEuSXRlbUVycm9ySABCCAoGcmVzdWx0IlQKCUVtYmVkZGluZxIOCgZ2ZWN0b3IYASABKAwSDQoFc2NhbGUYAiABKAISDgoGdG9rZW5zGAMgASgFEhgKEHRydW5jYXRlZF90b2tlbnMYBCABKAUiaQoSRW1iZWRTdHJlYW1SZXF1ZXN0EjgKBmNvbmZpZxgBIAEoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1Db25maWdIABIOCgR0ZXh0GAIgASgJSABCCQoHcmVxdWVzdCJqChFFbWJlZFN0cmVhbUNvbmZpZxINCgVtb2RlbBgBIAEoCRIyCgdvcHRpb25zGAIgASgLMiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgDIAEoCSKbAQoTRW1iZWRTdHJlYW1SZXNwb25zZRINCgVpbmRleBgBIAEoAxIwCgZyZXN1bHQYAiABKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAyABKAUSLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlImIKDVNwYXJzZU9wdGlvbnMSMwoKdHJ1bmNhdGlvbhgBIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhISCgV0b3BfaxgCIAEoBUgAiAEBQggKBl90b3BfayJ7ChJFbWJlZFNwYXJzZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDQoFdGV4dHMYAiADKAkSMwoHb3B0aW9ucxgDIAEoCzIiLmFpbWFzcy5lbWJlZGRpbmcudjEuU3BhcnNlT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIuEBChNFbWJlZFNwYXJzZVJlc3BvbnNlEjcKB3Jlc3VsdHMYASADKAsyJi5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3BhcnNlUmVzdWx0EhcKD3ZvY2FidWxhcnlfc2l6ZRgCIAEoBRINCgVtb2RlbBgDIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAQgASgJEiYKBXVzYWdlGAUgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAYgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIoYBChFFbWJlZFNwYXJzZVJlc3VsdBI5CgllbWJlZGRpbmcYASABKAsyJC5haW1hc3MuZW1iZWRkaW5nLnYxLlNwYXJzZUVtYmVkZGluZ0gAEiwKBWVycm9yGAIgASgLMhsuYWltYXNzLmNvbW1vbi52MS5JdGVtRXJyb3JIAEIICgZyZXN1bHQibAoPU3BhcnNlRW1iZWRkaW5nEg8KB2luZGljZXMYASADKAUSDwoHd2VpZ2h0cxgCIAMoAhINCgV3b3JkcxgDIAMoCRIOCgZ0b2tlbnMYBCABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgFIAEoBSqPAQoLVmVjdG9yRHR5cGUSHAoYVkVDVE9SX0RUWVBFX1VOU1BFQ0lGSUVEEAASGAoUVkVDVE9SX0RUWVBFX0ZMT0FUMzIQARIYChRWRUNUT1JfRFRZUEVfRkxPQVQxNhACEhUKEVZFQ1RPUl9EVFlQRV9JTlQ4EAMSFwoTVkVDVE9SX0RUWVBFX0JJTkFSWRAEKmcKClRydW5jYXRpb24SGgoWVFJVTkNBVElPTl9VTlNQRUNJRklFRBAAEhMKD1RSVU5DQVRJT05fTk9ORRABEhIKDlRSVU5DQVRJT05fRU5EEAISFAoQVFJVTkNBVElPTl9TVEFSVBADMqoCChBFbWJlZGRpbmdTZXJ2aWNlEk4KBUVtYmVkEiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFJlcXVlc3QaIi5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzcG9uc2USZAoLRW1iZWRTdHJlYW0SJy5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3RyZWFtUmVxdWVzdBooLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1SZXNwb25zZSgBMAESYAoLRW1iZWRTcGFyc2USJy5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3BhcnNlUmVxdWVzdBooLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTcGFyc2VSZXNwb25zZWIGcHJvdG8z", [file_aimass_common_v1_error, file_aimass_common_v1_usage]);
 
 /**
  * EmbedOptions says what the vectors are to be like.
@@ -366,6 +366,219 @@ export const EmbedStreamResponseSchema: GenMessage<EmbedStreamResponse> = /*@__P
   messageDesc(file_aimass_embedding_v1_embedding_service, 7);
 
 /**
+ * SparseOptions says which weights to return.
+ *
+ * @generated from message aimass.embedding.v1.SparseOptions
+ */
+export type SparseOptions = Message<"aimass.embedding.v1.SparseOptions"> & {
+  /**
+   * Optional. What to do with a text longer than the model takes. Default END.
+   *
+   * @generated from field: aimass.embedding.v1.Truncation truncation = 1;
+   */
+  truncation: Truncation;
+
+  /**
+   * Optional. At most this many words of a text, the heaviest; at least 1. Default: all with a weight above 0.
+   *
+   * @generated from field: optional int32 top_k = 2;
+   */
+  topK?: number | undefined;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.SparseOptions.
+ * Use `create(SparseOptionsSchema)` to create a new message.
+ */
+export const SparseOptionsSchema: GenMessage<SparseOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 8);
+
+/**
+ * EmbedSparseRequest asks for the sparse vectors of texts.
+ *
+ * @generated from message aimass.embedding.v1.EmbedSparseRequest
+ */
+export type EmbedSparseRequest = Message<"aimass.embedding.v1.EmbedSparseRequest"> & {
+  /**
+   * Required. Name of a served model for sparse embeddings, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. 1 to the server's limit of texts (ModelLimits.max_batch_items), each not empty.
+   *
+   * @generated from field: repeated string texts = 2;
+   */
+  texts: string[];
+
+  /**
+   * Optional. Which weights to return.
+   *
+   * @generated from field: aimass.embedding.v1.SparseOptions options = 3;
+   */
+  options?: SparseOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedSparseRequest.
+ * Use `create(EmbedSparseRequestSchema)` to create a new message.
+ */
+export const EmbedSparseRequestSchema: GenMessage<EmbedSparseRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 9);
+
+/**
+ * EmbedSparseResponse holds one result for each text of the request.
+ *
+ * @generated from message aimass.embedding.v1.EmbedSparseResponse
+ */
+export type EmbedSparseResponse = Message<"aimass.embedding.v1.EmbedSparseResponse"> & {
+  /**
+   * Output only. In the order of the request's texts.
+   *
+   * @generated from field: repeated aimass.embedding.v1.EmbedSparseResult results = 1;
+   */
+  results: EmbedSparseResult[];
+
+  /**
+   * Output only. Words of the vocabulary: indices are below this.
+   *
+   * @generated from field: int32 vocabulary_size = 2;
+   */
+  vocabularySize: number;
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 3;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 4;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Tokens of all texts.
+   *
+   * @generated from field: aimass.common.v1.Usage usage = 5;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * Output only. Where the time went.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 6;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedSparseResponse.
+ * Use `create(EmbedSparseResponseSchema)` to create a new message.
+ */
+export const EmbedSparseResponseSchema: GenMessage<EmbedSparseResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 10);
+
+/**
+ * EmbedSparseResult is a sparse vector or the reason there is none.
+ *
+ * @generated from message aimass.embedding.v1.EmbedSparseResult
+ */
+export type EmbedSparseResult = Message<"aimass.embedding.v1.EmbedSparseResult"> & {
+  /**
+   * Output only. Exactly one is set.
+   *
+   * @generated from oneof aimass.embedding.v1.EmbedSparseResult.result
+   */
+  result: {
+    /**
+     * The vector.
+     *
+     * @generated from field: aimass.embedding.v1.SparseEmbedding embedding = 1;
+     */
+    value: SparseEmbedding;
+    case: "embedding";
+  } | {
+    /**
+     * Why this text has no vector.
+     *
+     * @generated from field: aimass.common.v1.ItemError error = 2;
+     */
+    value: ItemError;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedSparseResult.
+ * Use `create(EmbedSparseResultSchema)` to create a new message.
+ */
+export const EmbedSparseResultSchema: GenMessage<EmbedSparseResult> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 11);
+
+/**
+ * SparseEmbedding is the words of one text, heaviest first. The product of two texts is the sum, over the
+ * words they share, of the product of the weights.
+ *
+ * @generated from message aimass.embedding.v1.SparseEmbedding
+ */
+export type SparseEmbedding = Message<"aimass.embedding.v1.SparseEmbedding"> & {
+  /**
+   * Output only. Places of the words in the vocabulary.
+   *
+   * @generated from field: repeated int32 indices = 1;
+   */
+  indices: number[];
+
+  /**
+   * Output only. Their weights, each above 0.
+   *
+   * @generated from field: repeated float weights = 2;
+   */
+  weights: number[];
+
+  /**
+   * Output only. The words as the tokenizer writes them; `##` or similar marks stand for parts of words.
+   *
+   * @generated from field: repeated string words = 3;
+   */
+  words: string[];
+
+  /**
+   * Output only. Tokens the model saw, special tokens included.
+   *
+   * @generated from field: int32 tokens = 4;
+   */
+  tokens: number;
+
+  /**
+   * Output only. Tokens that were cut off; 0 when the text fitted.
+   *
+   * @generated from field: int32 truncated_tokens = 5;
+   */
+  truncatedTokens: number;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.SparseEmbedding.
+ * Use `create(SparseEmbeddingSchema)` to create a new message.
+ */
+export const SparseEmbeddingSchema: GenMessage<SparseEmbedding> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 12);
+
+/**
  * VectorDtype is how the numbers of a vector are packed.
  *
  * @generated from enum aimass.embedding.v1.VectorDtype
@@ -482,6 +695,17 @@ export const EmbeddingService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof EmbedStreamRequestSchema;
     output: typeof EmbedStreamResponseSchema;
+  },
+  /**
+   * EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
+   * fails its own result, not the call.
+   *
+   * @generated from rpc aimass.embedding.v1.EmbeddingService.EmbedSparse
+   */
+  embedSparse: {
+    methodKind: "unary";
+    input: typeof EmbedSparseRequestSchema;
+    output: typeof EmbedSparseResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_aimass_embedding_v1_embedding_service, 0);
