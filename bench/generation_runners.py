@@ -93,17 +93,19 @@ class InProcess:
         from aimass_decoding.config import EngineConfig
         from aimass_decoding.engine import DecodingEngine
         from aimass_decoding.runner import geometry_of
+        from aimass_serving.adaptive_session import open_adaptive_session
         from aimass_serving.compute import ComputePermit
-        from aimass_serving.session import SessionConfig, open_session
+        from aimass_serving.session import SessionConfig
         from aimass_serving.store import open_store
 
         self._prompts, self._new_tokens = prompts, new_tokens
         models = open_store(store)
         bundle = models.open(max((r for r in models.list() if r.name == model), key=lambda r: int(r.version)))
-        session = open_session(bundle.graph("decoder"), SessionConfig())
+        session = open_adaptive_session(bundle.graph("decoder"), SessionConfig())
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)
-        self._engine = DecodingEngine(session, geometry, EngineConfig(), model=model, permit=ComputePermit())
+        config = EngineConfig(max_kept_prefixes=0)  # peers compute every prompt, and so do we
+        self._engine = DecodingEngine(session, geometry, config, model=model, permit=ComputePermit())
         self._engine.start()
 
     def run(self, scenario: str) -> Outcome:

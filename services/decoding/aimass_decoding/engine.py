@@ -129,9 +129,9 @@ class DecodingEngine:
 
         Of each sequence, the last delta, and no other, has a `finish`; a request has one sequence unless it
         asked for several, of which `interest` may give up some. Closing the generator early frees the slots
-        by the next step. Raises `InvalidField` and `InputTooLong` for what does not fit the model, `Draining`,
-        `Overloaded`, `DeadlineExceeded`, and `ModelFailed` when the graph fails or gives no numbers. An error
-        ends all sequences of the request.
+        by the next step. Raises `InvalidField` and `InputTooLong` for what does not fit the model,
+        `Draining`, `Overloaded`, `DeadlineExceeded`, and `ModelFailed` when the graph fails or gives no
+        numbers. An error ends all sequences of the request.
         """
         self._refuse_unfit(request)
         interest = interest or Interest()
