@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aimass.model.v1.manifest_pb2 import TASK_TEXT_GENERATION
+from aimass.model.v1.manifest_pb2 import TASK_TEXT2TEXT_GENERATION, TASK_TEXT_GENERATION
 from aimass_decoding.config import EngineConfig
 from aimass_serving.service import ServicePlan, run_service
 
@@ -18,6 +18,7 @@ PLAN: ServicePlan[GenerationEngine] = ServicePlan(
     name="generation",
     default_port=50051,
     task=TASK_TEXT_GENERATION,
+    further_tasks=(TASK_TEXT2TEXT_GENERATION,),
     load=load_engine,
     register=register,
     configs=(GenerationConfig, EngineConfig),

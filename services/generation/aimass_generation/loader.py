@@ -5,16 +5,22 @@ The only place that reads the manifest. Blocking; runs in a thread at the start 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jinja2
 from aimass.model.v1.manifest_pb2 import DecoderSpec, GenerationDefaults
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.cross_attention import SourceEncoder, SourceMemory, cross_geometry_of
 from aimass_decoding.engine import DecodingEngine
+from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.runner import geometry_of
 from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
-from aimass_serving.session import Session
+from aimass_serving.session import Session, open_session
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from aimass_generation.chat_template import ChatTemplate
@@ -25,8 +31,9 @@ from aimass_generation.guidance import GuidanceCompiler
 from aimass_generation.prompt import PromptEncoder
 from aimass_generation.request import SamplingOptions, TextPrompt
 from aimass_generation.resolver import ModelProfile
+from aimass_generation.source_engine import SourceEngine, WholeTextDecoder
 
-GRAPH_ROLE = "decoder"
+GRAPH_ROLE, ENCODER_ROLE = "decoder", "encoder"
 
 
 def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
@@ -41,18 +48,52 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> GenerationEngine:
     """Return a started engine that runs on an open session. Errors as `load_engine`."""
     spec = bundle.manifest.decoder
+    reads_source = spec.HasField("cross_attention")
     tokenizer = _tokenizer(bundle)
     prompts = PromptEncoder(tokenizer, vocab_size=spec.vocab_size, chat_template=_chat_template(bundle))
     _check_tokenizer(prompts, bundle)
-    tokens = DecodingEngine(
+    config = context.config(GenerationConfig)
+    decoding = DecodingEngine(
         session, geometry_of(spec), context.config(EngineConfig), model=bundle.ref, permit=context.permit
     )
-    tokens.replay_golden(bundle.golden())
-    tokens.start()
-    config = context.config(GenerationConfig)
+    tokens = _with_encoder(decoding, bundle, context, config) if reads_source else _replayed(decoding, bundle)
+    decoding.start()
     profile = _profile(bundle, config, max_context_tokens=tokens.max_context_tokens)
     guidance = GuidanceCompiler(tokenizer, vocab_size=profile.vocab_size, eos_token_ids=profile.eos_token_ids)
-    return GenerationEngine(tokens, prompts, TextDecoder(tokenizer), profile, config, guidance=guidance)
+    text = WholeTextDecoder(tokenizer) if reads_source else TextDecoder(tokenizer)
+    return GenerationEngine(tokens, prompts, text, profile, config, guidance=guidance)
+
+
+def _replayed(decoding: DecodingEngine, bundle: Bundle) -> DecodingEngine:
+    decoding.replay_golden(bundle.golden())
+    return decoding
+
+
+def _with_encoder(
+    decoding: DecodingEngine, bundle: Bundle, context: LoadContext, config: GenerationConfig
+) -> SourceEngine:
+    """Open the encoder too, and replay the golden source through both graphs."""
+    cross = cross_geometry_of(bundle.manifest.decoder)
+    assert cross is not None, "only asked for a decoder with a source"
+    encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
+    golden = bundle.golden()
+    decoding.replay_golden(golden, memory=_golden_memory(encoder, golden, bundle))
+    return SourceEngine(
+        decoding,
+        encoder,
+        bundle.manifest.text2text,
+        permit=context.permit,
+        max_waiting=config.max_waiting_prompts,
+    )
+
+
+def _golden_memory(
+    encoder: SourceEncoder, golden: Mapping[str, NDArray[Any]], bundle: Bundle
+) -> SourceMemory:
+    try:
+        return encoder.encode(encoder_feeds(golden))[0]
+    except Exception as error:  # whatever the runtime raises on a graph that does not fit its manifest
+        raise BadBundle(bundle.ref, detail=f"its golden source does not run: {error}") from error
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:
