@@ -63,22 +63,6 @@ class RowHead:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenHead:
-    """One row of numbers for each token: one or more outputs of [rows, seq] or [rows, seq, n]."""
-
-    outputs: Sequence[str]
-    model: str
-
-    def __call__(
-        self, outputs: Outputs, mask: NDArray[np.int64]
-    ) -> Sequence[NDArray[np.float32] | AimassError]:
-        """Return arrays of shape [outputs, num_tokens] or [outputs, num_tokens, n]."""
-        values = np.stack([outputs[name].astype(np.float32, copy=False) for name in self.outputs], axis=1)
-        read = [row[:, :length].copy() for row, length in zip(values, mask.sum(axis=1), strict=True)]
-        return [row if np.isfinite(row).all() else _not_numbers(self.model) for row in read]
-
-
-@dataclass(frozen=True, slots=True)
 class SparseHead:
     """The weight of each word of the vocabulary: SPLADE's max over tokens of log(1 + relu(logit))."""
 

@@ -54,3 +54,13 @@ def test_a_pair_keeps_its_types_and_a_text_alone_has_none(tokenizer: Tokenizer) 
     assert pair.type_ids is not None
     assert pair.type_ids.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert pair.num_truncated_tokens == 2
+
+
+@given(st.text(alphabet="ab 你好🎸👨‍👩‍👧é\n", max_size=30))
+def test_spans_are_places_in_the_callers_text(text: str) -> None:
+    library = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "🎸": 2, "你好": 3}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    (read,) = TextTokenizer(library, max_tokens=50).tokenize([text], Truncation.END, needs_spans=True)
+    assert read.spans is not None
+    found = [text[start:end] for start, end in read.spans.offsets.tolist()]
+    assert found == text.split()
