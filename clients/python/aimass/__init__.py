@@ -28,13 +28,29 @@ from aimass.generation_options import GenerationOptions
 from aimass.health_check import HealthStatus, health
 from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
 from aimass.prompt import ChatMessage, Prompt
+from aimass.recognition_client import Flush, RecognitionClient, RecognitionStream
+from aimass.recognition_options import AudioEncoding, AudioFormat, RecognitionOptions
 from aimass.sparse_embeddings import SparseEmbeddings, SparseText
 from aimass.token_stream import TokenStream
 from aimass.tracing import TracingInterceptor, export_spans
+from aimass.transcripts import (
+    Alternative,
+    Final,
+    Flushed,
+    Interim,
+    RecognitionEvent,
+    Segment,
+    SpeechActivity,
+    Transcript,
+    Word,
+)
 from aimass.usage import Timings, Usage
 from aimass.vectors import VectorDtype
 
 __all__ = [
+    "Alternative",
+    "AudioEncoding",
+    "AudioFormat",
     "ChatMessage",
     "ClassificationClient",
     "ClassifyOptions",
@@ -48,11 +64,15 @@ __all__ = [
     "EmbeddingOptions",
     "EmbeddingStream",
     "Embeddings",
+    "Final",
     "Finish",
     "FinishReason",
+    "Flush",
+    "Flushed",
     "GenerationClient",
     "GenerationOptions",
     "HealthStatus",
+    "Interim",
     "ItemError",
     "LabelScore",
     "Model",
@@ -62,10 +82,16 @@ __all__ = [
     "ParityMeasure",
     "Prompt",
     "PromptInfo",
+    "RecognitionClient",
+    "RecognitionEvent",
+    "RecognitionOptions",
+    "RecognitionStream",
     "RpcError",
     "ScoreKind",
+    "Segment",
     "SparseEmbeddings",
     "SparseText",
+    "SpeechActivity",
     "TextClass",
     "TextClasses",
     "TextRefused",
@@ -75,9 +101,11 @@ __all__ = [
     "TokenLogprob",
     "TokenStream",
     "TracingInterceptor",
+    "Transcript",
     "Truncation",
     "Usage",
     "VectorDtype",
+    "Word",
     "downstream_deadline_s",
     "export_spans",
     "health",

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from aimass.channel import ConnectionOptions, Tls
-from aimass.cli import chat, classify, embed, embed_sparse, generate, status, traces
+from aimass.cli import chat, classify, embed, embed_sparse, generate, status, traces, transcribe
 from aimass.cli.failure import failure_line
 from aimass.embeddings import TextRefused
 from aimass.errors import RpcError
@@ -59,6 +59,7 @@ app.command("embed-sparse")(embed_sparse.embed_sparse)
 app.command()(classify.classify)
 app.command()(status.status)
 app.command()(traces.traces)
+app.command()(transcribe.transcribe)
 
 
 @app.callback()

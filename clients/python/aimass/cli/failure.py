@@ -10,6 +10,7 @@ SERVICE_OF_COMMAND = {
     "embed": "encoder",
     "embed-sparse": "encoder",
     "classify": "encoder",
+    "transcribe": "speech",
 }
 
 

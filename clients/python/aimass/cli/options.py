@@ -8,6 +8,7 @@ import typer
 
 GENERATION_ADDRESS = "localhost:50051"
 ENCODER_ADDRESS = "localhost:50052"
+SPEECH_ADDRESS = "localhost:50053"
 
 _SAMPLING = "How the next token is chosen"
 _STOPPING = "When the text ends"
