@@ -36,6 +36,8 @@ _DEAD_END = "NoExtension"
 _WHITESPACE = r"( |\n {0,16})"
 """What may stand between the parts of JSON. Bounded: a model must not fill its answer with blanks."""
 
+Words = NDArray[np.uint32]  # [ceil(num_tokens / 32)]
+
 
 class GuidanceKind(StrEnum):
     """What a constraint is written in. The values are the wire's field names."""
@@ -129,8 +131,18 @@ class GuidanceCompiler:
             check_json_schema(guidance.source, field=guidance.field)
         tokens = self._known_tokens(guidance)
         matcher = LLMatcher(tokens, _grammar(guidance), log_level=0, limits=_limits())
-        GrammarMask(matcher, guidance, num_tokens=tokens.vocab_size).allowed()
-        return lambda: GrammarMask(matcher.deep_copy(), guidance, num_tokens=tokens.vocab_size)
+        spoken, ending = self._bits(tokens)
+        GrammarMask(matcher, guidance, spoken=spoken, ending=ending).allowed()
+        return lambda: GrammarMask(matcher.deep_copy(), guidance, spoken=spoken, ending=ending)
+
+    def _bits(self, tokens: LLTokenizer) -> tuple[Words, Words]:
+        """Return one bit a token that is text, and one a token that ends it."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {*self._eos_token_ids, *(token_id for token_id, token in added.items() if token.special)}
+        spoken, ending = np.ones(tokens.vocab_size, np.bool_), np.zeros(tokens.vocab_size, np.bool_)
+        spoken[sorted(special)] = False
+        ending[self._eos_token_ids] = True
+        return _packed(spoken), _packed(ending)
 
     def _known_tokens(self, guidance: Guidance) -> LLTokenizer:
         with self._lock:
@@ -154,12 +166,14 @@ class GrammarMask:
     Tokens that end the text are allowed where the grammar is complete, and only there.
     """
 
-    def __init__(self, matcher: LLMatcher, guidance: Guidance, *, num_tokens: int) -> None:
+    def __init__(self, matcher: LLMatcher, guidance: Guidance, *, spoken: Words, ending: Words) -> None:
         self._matcher = matcher
         self._guidance = guidance
-        self._words = np.zeros(-(-num_tokens // _BITS), np.uint32)  # [ceil(num_tokens / 32)]
+        self._spoken = spoken
+        self._ending = ending
+        self._words: Words = np.zeros_like(spoken)
 
-    def allowed(self) -> NDArray[np.uint32]:
+    def allowed(self) -> Words:
         """Return one bit a token that may come next. Raises `InvalidFields` where none may."""
         matcher, words = self._matcher, self._words
         if not matcher.is_error():
@@ -167,13 +181,23 @@ class GrammarMask:
         if matcher.is_error():
             error = matcher.get_error()
             raise self._guidance.refused(_NOTHING_FITS if error.startswith(_DEAD_END) else error)
+        # Where only one text can follow, llguidance takes the tokens of its usual spelling. Is that the
+        # spelling of a special token, the text would end too early or lose its name.
+        words &= self._spoken | self._ending if matcher.is_accepting() else self._spoken
         if not words.any():
-            raise self._guidance.refused(_NOTHING_FITS)
+            raise self._guidance.refused("no text satisfies it, or one that spells a special token")
         return words
 
     def accept(self, token_id: int) -> None:
         """Take a token into account; what goes wrong is told by the next `allowed`."""
         self._matcher.consume_token(token_id)
+
+
+def _packed(bits: NDArray[np.bool_]) -> Words:
+    words: Words = np.zeros(-(-len(bits) // _BITS), np.uint32)
+    packed = np.packbits(bits, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def _limits() -> LLParserLimits:
@@ -191,7 +215,9 @@ def _limits() -> LLParserLimits:
 def _grammar(guidance: Guidance) -> str:
     match guidance.kind:
         case GuidanceKind.JSON_SCHEMA:
-            return _json_grammar(guidance.source)
+            # A boolean is a schema, but the compiler wants an object.
+            is_object = guidance.source.lstrip().startswith("{")
+            return _json_grammar(guidance.source if is_object else f'{{"allOf": [{guidance.source}]}}')
         case GuidanceKind.JSON_OBJECT:
             return _json_grammar('{"type": "object"}')
         case GuidanceKind.REGEX:
