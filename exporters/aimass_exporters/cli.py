@@ -79,7 +79,7 @@ def _run_export(
     from rich.console import Console
 
     from aimass_exporters.export_progress import TerminalProgress
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.source import resolve_source
 
     with TerminalProgress(Console(stderr=True)) as progress:
         resolve_source(
@@ -189,6 +189,6 @@ def convert(
 ) -> None:
     """Convert pickled weights to safetensors, refusing anything in them that is not a tensor."""
     with _one_line_errors():
-        from aimass_exporters.checkpoint import convert_checkpoint
+        from aimass_exporters.sources.checkpoint import convert_checkpoint
 
         typer.echo(f"wrote {convert_checkpoint(folder)}")

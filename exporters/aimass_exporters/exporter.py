@@ -7,25 +7,25 @@ from pathlib import Path
 
 from aimass.model.v1 import manifest_pb2 as manifest
 
-from aimass_exporters.catalogue import TaskName
-from aimass_exporters.causal_lm import load_causal_lm
-from aimass_exporters.decoder_bundle import build_decoder
-from aimass_exporters.draft import bundle_name, derived_name, draft_folder, publish
-from aimass_exporters.encoder_bundle import build_encoder
+from aimass_exporters.bundles.draft import bundle_name, derived_name, draft_folder, publish
+from aimass_exporters.bundles.manifest_writer import SCHEMA_VERSION, toolchain
+from aimass_exporters.decoders.causal_lm import load_causal_lm
+from aimass_exporters.decoders.decoder_bundle import build_decoder
+from aimass_exporters.encoders.encoder_bundle import build_encoder
+from aimass_exporters.encoders.head_bundle import build_head
+from aimass_exporters.encoders.sentence_encoder import load_sentence_encoder
+from aimass_exporters.encoders.task_encoder import HEADS, load_task_encoder
 from aimass_exporters.errors import InvalidExportOption
-from aimass_exporters.head_bundle import build_head
-from aimass_exporters.held_out import held_out_texts
-from aimass_exporters.manifest_writer import SCHEMA_VERSION, toolchain
 from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress, SilentProgress
-from aimass_exporters.sentence_encoder import load_sentence_encoder
-from aimass_exporters.source import Source, resolve_source
-from aimass_exporters.speech_bundle import build_speech
-from aimass_exporters.speech_model import load_speech_model
-from aimass_exporters.task_encoder import HEADS, load_task_encoder
-from aimass_exporters.text2text_bundle import build_text2text
-from aimass_exporters.text2text_model import load_text2text
-from aimass_exporters.voice_activity import build_detector
+from aimass_exporters.seq2seq.text2text_bundle import build_text2text
+from aimass_exporters.seq2seq.text2text_model import load_text2text
+from aimass_exporters.sources.catalogue import TaskName
+from aimass_exporters.sources.held_out import held_out_texts
+from aimass_exporters.sources.source import Source, resolve_source
+from aimass_exporters.speech.speech_bundle import build_speech
+from aimass_exporters.speech.speech_model import load_speech_model
+from aimass_exporters.speech.voice_activity import build_detector
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from aimass_serving.bundle import read_manifest
 from aimass_serving.errors import BadBundle
 from aimass_serving.store import open_store
 
-from aimass_exporters.catalogue import CATALOGUE
+from aimass_exporters.sources.catalogue import CATALOGUE
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from aimass_exporters.cache import cache_folder
+from aimass_exporters.bundles.manifest_writer import toolchain
 from aimass_exporters.exporter import export_model
-from aimass_exporters.manifest_writer import toolchain
 from aimass_exporters.progress import SilentProgress
-from aimass_exporters.source import resolve_source
+from aimass_exporters.sources.cache import cache_folder
+from aimass_exporters.sources.source import resolve_source
 
-_OWN_IMPORT = re.compile(r"^from aimass_exporters\.(\w+) import", re.MULTILINE)
+_OWN_IMPORT = re.compile(r"^from aimass_exporters\.([\w.]+) import", re.MULTILINE)
 _OUTER_MODULES = frozenset({"progress", "errors"})
 TINY_VOCAB, TINY_POSITIONS, TINY_SEED = 512, 256, 20
 CHAT_TEMPLATE = (
@@ -157,7 +157,7 @@ def _exporter_digest() -> str:
     while names:
         name = names.pop()
         if name not in sources and name not in _OUTER_MODULES:
-            sources[name] = (Path(__file__).parent / f"{name}.py").read_text()
+            sources[name] = (Path(__file__).parent / f"{name.replace('.', '/')}.py").read_text()
             names += _OWN_IMPORT.findall(sources[name])
     return _digest(*(sources[name] for name in sorted(sources)))
 

@@ -46,6 +46,7 @@ def engine(minilm_store: Path) -> Iterator[EncoderEngine]:
     (ref,) = store.list()
     context = LoadContext(SessionConfig(device=Device.CPU), ComputePermit())
     engine = load_engine(store.open(ref), context)
+    assert isinstance(engine, EncoderEngine)
     yield engine
     engine.close()
 

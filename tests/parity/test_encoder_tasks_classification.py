@@ -101,7 +101,7 @@ def test_a_checkpoint_without_the_head_is_refused(tmp_path: Path) -> None:
 
 def test_a_pickle_that_names_other_code_is_not_loaded(tmp_path: Path) -> None:
     import joblib
-    from aimass_exporters.intent_head import read_record
+    from aimass_exporters.sources.intent_head import read_record
 
     class Trap:
         def __reduce__(self) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aimass.model.v1.manifest_pb2 import EncoderSpec
-from aimass_exporters.catalogue import TaskName
+from aimass_exporters.sources.catalogue import TaskName
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -68,14 +68,14 @@ def config_of(family: str) -> PretrainedConfig:
 def exported(family: str, task: TaskName, folder: Path) -> tuple[dict[str, int], list[tuple[str, float]]]:
     """Export a random model; return what was fused, and the measures, each within its bound."""
     import torch
-    from aimass_exporters.encoder_export import export_encoder
-    from aimass_exporters.head_parity import HeadUnderTest, measure_head
-    from aimass_exporters.parity import ParityReport
+    from aimass_exporters.bundles.parity import ParityReport
+    from aimass_exporters.bundles.text_tokenizer import TextTokenizer
+    from aimass_exporters.encoders.encoder_export import export_encoder
+    from aimass_exporters.encoders.head_parity import HeadUnderTest, measure_head
+    from aimass_exporters.encoders.task_encoder import HEADS, TaskEncoder
     from aimass_exporters.precision import Precision
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.task_encoder import HEADS, TaskEncoder
     from aimass_exporters.testing import tiny_tokenizer
-    from aimass_exporters.text_tokenizer import TextTokenizer
 
     kind, config = HEADS[task], config_of(family)
     if kind.reads_pairs:

@@ -20,10 +20,10 @@ import torch
 import typer
 from aimass_decoding.runner import DecoderRunner, geometry_of
 from aimass_exporters.cli import register
-from aimass_exporters.cuda_support import operators_without_kernel
-from aimass_exporters.decoder_export import export_decoder
+from aimass_exporters.decoders.decoder_export import export_decoder
 from aimass_exporters.errors import ParityFailed
 from aimass_exporters.exporter import export_model
+from aimass_exporters.graphs.cuda_support import operators_without_kernel
 from aimass_exporters.testing import cached_checkpoint, cached_export, tiny_config
 from aimass_serving.bundle import Bundle
 from aimass_serving.session import Device, SessionConfig, open_session

@@ -11,7 +11,7 @@ import pytest
 import torch
 from aimass.model.v1.manifest_pb2 import POOLING_MEAN
 from aimass_encoder.pooling import Pooling, l2_normalize, pool
-from aimass_exporters.cuda_support import operators_without_kernel
+from aimass_exporters.graphs.cuda_support import operators_without_kernel
 from aimass_exporters.testing import cached_export
 from aimass_serving.bundle import Bundle
 from aimass_serving.session import Device, SessionConfig, open_session

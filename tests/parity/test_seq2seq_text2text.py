@@ -18,8 +18,8 @@ from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import SequenceRequest
 from aimass_decoding.runner import DecoderRunner, geometry_of
+from aimass_exporters.seq2seq.text2text_parity import encode_batch
 from aimass_exporters.testing import cached_export, tiny_tokenizer
-from aimass_exporters.text2text_parity import encode_batch
 from aimass_serving.bundle import Bundle, read_bundle
 from aimass_serving.compute import ComputePermit
 from aimass_serving.session import Device, Session, SessionConfig, open_session

@@ -20,9 +20,9 @@ from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import SequenceRequest
 from aimass_decoding.runner import geometry_of
 from aimass_exporters.progress import SilentProgress
-from aimass_exporters.speech_model import SpeechModel
-from aimass_exporters.speech_parity import log_mel
-from aimass_exporters.speech_samples import speech_samples
+from aimass_exporters.sources.speech_samples import speech_samples
+from aimass_exporters.speech.speech_model import SpeechModel
+from aimass_exporters.speech.speech_parity import log_mel
 from aimass_serving.bundle import Bundle, read_bundle
 from aimass_serving.compute import ComputePermit
 from aimass_serving.session import Device, SessionConfig, open_session

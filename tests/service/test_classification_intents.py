@@ -62,7 +62,7 @@ async def test_scores_are_those_of_the_scikit_learn_classifier_on_sentence_trans
 
     import joblib
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.source import resolve_source
     from sentence_transformers import SentenceTransformer
 
     folder = resolve_source(MODEL, SilentProgress()).path

@@ -155,10 +155,10 @@ def _generate(model: Any, tokenizer: Any) -> Sequence[tuple[list[int], list[int]
 
 def _cache_file() -> Path:
     """Return the file named after the weights, the prompts, and the code that computes the reference."""
-    from aimass_exporters.cache import cache_folder
-    from aimass_exporters.manifest_writer import toolchain
+    from aimass_exporters.bundles.manifest_writer import toolchain
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.cache import cache_folder
+    from aimass_exporters.sources.source import resolve_source
 
     weights = resolve_source(MODEL, SilentProgress()).weights_id()
     parts = (weights, json.dumps(toolchain(), sort_keys=True), json.dumps(PROMPTS), str(NUM_TOKENS))

@@ -65,7 +65,7 @@ async def test_a_query_is_nearest_to_the_passage_on_its_subject(address: str) ->
 async def test_weights_are_those_of_pytorch_alone_and_in_a_batch(address: str) -> None:
     import torch
     from aimass_exporters.progress import SilentProgress
-    from aimass_exporters.source import resolve_source
+    from aimass_exporters.sources.source import resolve_source
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder = resolve_source(MODEL, SilentProgress()).path

@@ -15,7 +15,7 @@ import soundfile
 from aimass.speech.v1 import audio_pb2
 from aimass.speech.v1 import detection_service_pb2 as pb
 from aimass.speech.v1.detection_service_pb2_grpc import SpeechDetectionServiceStub
-from aimass_exporters.voice_activity import speech_like
+from aimass_exporters.speech.voice_activity import speech_like
 from aimass_serving.testing import running_service
 from aimass_speech.__main__ import PLAN
 from numpy.typing import NDArray

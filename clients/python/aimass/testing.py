@@ -222,10 +222,11 @@ class FakeEmbeddingService(embedding_pb_grpc.EmbeddingServiceServicer):
         *,
         embed: Sequence[Script] = (),
         embed_stream: Sequence[Script] = (),
+        embed_sparse: Sequence[Script] = (),
     ) -> None:
         self._vector_of = vector_of or letters_vector
         self._has_script = {"Embed": bool(embed), "EmbedStream": bool(embed_stream)}
-        self._scripts = Scripts({"Embed": embed or [[Hang()]], "EmbedStream": embed_stream or [[Hang()]]})
+        self._scripts = Scripts({"Embed": embed, "EmbedStream": embed_stream, "EmbedSparse": embed_sparse})
         self._computed: list[FakeCall] = []
 
     @property
@@ -261,6 +262,9 @@ class FakeEmbeddingService(embedding_pb_grpc.EmbeddingServiceServicer):
             if index >= 0:
                 yield stream_answer(index, self._vector_of(request.text))
         call.is_answered = True
+
+    def EmbedSparse(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
+        return self._scripts.answer("EmbedSparse", request, context)
 
     def _remember(self, method: str, context: grpc.ServicerContext) -> FakeCall:
         call = FakeCall(method, context)

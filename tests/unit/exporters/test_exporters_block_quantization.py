@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from aimass_exporters.block_quantization import BLOCK, quantize_blocks
+from aimass_exporters.graphs.block_quantization import BLOCK, quantize_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper

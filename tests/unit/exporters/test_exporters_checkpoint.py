@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from aimass_exporters.checkpoint import convert_checkpoint
 from aimass_exporters.errors import InvalidCheckpoint
+from aimass_exporters.sources.checkpoint import convert_checkpoint
 from safetensors.torch import load_file
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from aimass.model.v1.manifest_pb2 import ModelManifest
-from aimass_exporters.draft import bundle_name, derived_name, draft_folder, publish
+from aimass_exporters.bundles.draft import bundle_name, derived_name, draft_folder, publish
 from aimass_exporters.errors import InvalidExportOption
 from aimass_serving.bundle import read_manifest
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
-from aimass_exporters.gguf_llama import read_gguf_llama
+from aimass_exporters.sources.gguf_llama import read_gguf_llama
 from aimass_exporters.testing import CHAT_TEMPLATE, SPECIAL_TOKENS, tiny_config, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from aimass_exporters.errors import QuantizationIncomplete
-from aimass_exporters.external_file import save_graph
-from aimass_exporters.graph_quantization import WeightBits, float_products, quantize_graph
+from aimass_exporters.graphs.external_file import save_graph
+from aimass_exporters.graphs.graph_quantization import WeightBits, float_products, quantize_graph
 from aimass_exporters.progress import SilentProgress
 from onnx import TensorProto, helper, numpy_helper
 

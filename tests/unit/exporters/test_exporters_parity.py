@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from aimass_exporters.bundles.parity import ParityReport
 from aimass_exporters.errors import ParityFailed
-from aimass_exporters.parity import ParityReport
 
 
 def test_measures_within_their_bounds_make_a_record() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from aimass.model.v1.manifest_pb2 import POOLING_CLS, POOLING_LAST, POOLING_MEAN
+from aimass_exporters.encoders.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
-from aimass_exporters.sentence_encoder import SentenceEncoder, load_sentence_encoder
-from aimass_exporters.source import folder_source
+from aimass_exporters.sources.source import folder_source
 from aimass_exporters.testing import tiny_tokenizer
 from transformers import BertConfig, BertModel
 

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from aimass_exporters.attention import slot_attention
-from aimass_exporters.single_ops import is_half_rotation, is_rms_norm, single_ops
+from aimass_exporters.graphs.attention import slot_attention
+from aimass_exporters.graphs.single_ops import is_half_rotation, is_rms_norm, single_ops
 from aimass_exporters.testing import tiny_config
 from transformers import AutoModelForCausalLM
 from transformers.models.cohere import modeling_cohere

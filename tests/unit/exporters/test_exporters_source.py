@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from aimass_exporters.catalogue import CATALOGUE, TaskName
 from aimass_exporters.errors import InvalidCheckpoint, PickleRefused, SourceUnavailable, UnknownSource
-from aimass_exporters.packages import fetch_package, pinned_packages
 from aimass_exporters.progress import SilentProgress
-from aimass_exporters.source import folder_source, resolve_source
+from aimass_exporters.sources.catalogue import CATALOGUE, TaskName
+from aimass_exporters.sources.packages import fetch_package, pinned_packages
+from aimass_exporters.sources.source import folder_source, resolve_source
 
 
 def _folder(path: Path, *files: str, **config: object) -> Path:

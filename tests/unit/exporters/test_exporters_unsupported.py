@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from aimass_exporters.decoder_export import export_decoder
+from aimass_exporters.decoders.decoder_export import export_decoder
 from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.testing import tiny_config
 from transformers import (

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aimass_exporters.ct2_model import read_ct2_model
 from aimass_exporters.errors import InvalidCheckpoint
-from aimass_exporters.joined_package import join_files
-from aimass_exporters.seq2seq_parity import edit_distance
-from aimass_exporters.speech_samples import decimated
+from aimass_exporters.seq2seq.seq2seq_parity import edit_distance
+from aimass_exporters.sources.ct2_model import read_ct2_model
+from aimass_exporters.sources.joined_package import join_files
+from aimass_exporters.sources.speech_samples import decimated
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -16,7 +16,9 @@ def test_server_has_every_limit_and_all_three_keepalive_options() -> None:
 
 
 def test_connections_have_an_age_only_when_asked() -> None:
-    assert "grpc.max_connection_age_ms" not in dict(server_options(ServerConfig(), max_receive_bytes=8 * 2**20))
+    assert "grpc.max_connection_age_ms" not in dict(
+        server_options(ServerConfig(), max_receive_bytes=8 * 2**20)
+    )
     options = dict(server_options(ServerConfig(max_connection_age_s=60), max_receive_bytes=8 * 2**20))
     assert options["grpc.max_connection_age_ms"] == 60_000
     assert options["grpc.max_connection_age_grace_ms"] == 60_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from aimass_exporters.packages import fetch_package, pinned_packages
+from aimass_exporters.sources.packages import fetch_package, pinned_packages
 from aimass_serving.errors import InvalidField
 from aimass_speech.speech_spans import (
     DetectionOptions,

@@ -1,0 +1,1 @@
+"""What every bundle holds beside its graphs: manifest, tokenizer, parity record."""

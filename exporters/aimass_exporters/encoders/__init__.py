@@ -1,0 +1,1 @@
+"""Encoders, with or without a head: weights, graph, parity, bundle."""

@@ -1,0 +1,111 @@
+"""Turns a text encoder of transformers into one ONNX graph, with attention, layer norm and GELU fused.
+
+optimum exports; onnxruntime's transformer optimiser fuses. Must not know pooling, nor how the bundle is
+packed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxruntime.transformers.fusion_options import FusionOptions
+from onnxruntime.transformers.optimizer import optimize_model
+from optimum.exporters.onnx.convert import onnx_export_from_model
+
+from aimass_exporters.errors import UnsupportedModel
+from aimass_exporters.graphs.external_file import save_graph
+from aimass_exporters.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GRAPH_FILE = "encoder.onnx"
+_FUSION_MODEL = "bert"  # the optimiser's name for every encoder with BERT's blocks
+_OUTPUT = "last_hidden_state"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderGraph:
+    """An exported encoder, and what the optimiser fused in it."""
+
+    path: Path
+    fused: Mapping[str, int]
+    """Number of fused nodes by operator."""
+
+
+def export_encoder(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    precision: Precision,
+    task: str = "feature-extraction",
+    outputs: Collection[str] = (_OUTPUT,),
+) -> EncoderGraph:
+    """Write `encoder.onnx` into `folder`: fused, fp16 inside when asked for; integer weights are made later.
+
+    `task` is optimum's name of what the graph computes; other outputs than `outputs` are dropped. Raises
+    `UnsupportedModel` when optimum cannot export the family.
+    """
+    with tempfile.TemporaryDirectory(prefix=".encoder-", dir=folder) as scratch, _quiet():
+        raw = _export(model, Path(scratch), task)
+        optimized = _optimize(raw, model, precision)
+        fused = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
+        if precision is Precision.FP16:
+            optimized.convert_float_to_float16(keep_io_types=True)
+        _keep_only(optimized, outputs)
+        path = save_graph(optimized.model, folder / GRAPH_FILE)
+    return EncoderGraph(path, fused)
+
+
+def _export(model: PreTrainedModel, folder: Path, task: str) -> Path:
+    try:
+        onnx_export_from_model(model, folder, task=task, do_validation=False, no_post_process=True)
+    except (KeyError, ValueError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            model.config.model_type, because=f"optimum cannot export it: {error}"
+        ) from error
+    return folder / "model.onnx"
+
+
+def _optimize(raw: Path, model: PreTrainedModel, precision: Precision) -> Any:
+    options = FusionOptions(_FUSION_MODEL)
+    # The Attention operator packs its three weights, where the quantiser cannot reach them.
+    options.use_multi_head_attention = precision.is_quantized
+    return optimize_model(
+        str(raw),
+        model_type=_FUSION_MODEL,
+        num_heads=model.config.num_attention_heads,
+        hidden_size=model.config.hidden_size,
+        optimization_options=options,
+        opt_level=0,
+    )
+
+
+def _keep_only(optimized: Any, names: Collection[str]) -> None:
+    """Drop other outputs, such as a pooler's, and what only they need."""
+    outputs = optimized.model.graph.output
+    for extra in [value for value in outputs if value.name not in names]:
+        outputs.remove(extra)
+    optimized.prune_graph()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tools' chatter off the terminal, where a progress bar lives."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

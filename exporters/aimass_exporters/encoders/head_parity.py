@@ -1,0 +1,165 @@
+"""Measures an encoder with a head against PyTorch on the same weights: the graph on padded batches, PyTorch
+text by text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aimass_serving.session import Device, Session, SessionConfig, open_session
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from aimass_exporters.bundles.parity import ParityReport
+from aimass_exporters.encoders.encoder_parity import PASSAGES
+from aimass_exporters.encoders.task_encoder import TaskEncoder
+from aimass_exporters.precision import Precision
+from aimass_exporters.progress import Progress
+
+BATCH = 8
+NUM_HELD_OUT, MAX_HELD_OUT_TOKENS = 192, 48
+MAX_PASSAGE_TOKENS, MAX_VOCABULARY_WIDE_TOKENS = 256, 32
+NUM_GOLDEN, MAX_GOLDEN_TOKENS = 3, 12
+
+Logits = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBounds:
+    """What logits must reach against fp32 PyTorch on the same weights."""
+
+    max_diff_std: float | None
+    """Largest difference allowed, as a share of the logits' standard deviation; None when weights are
+    integers.
+    """
+    min_agreement: float
+    """Share of texts, or tokens, whose best label is the same."""
+    golden_tolerance_std: float
+    """Drift allowed between machines when golden inputs are replayed."""
+
+
+HEAD_BOUNDS: Mapping[Precision, HeadBounds] = {
+    # The same arithmetic in another order, as for vectors. Near-ties of random heads may turn.
+    Precision.FP32: HeadBounds(1e-3, 0.99, 1e-3),
+    # Eleven bits of mantissa through the layers.
+    Precision.FP16: HeadBounds(5e-2, 0.97, 5e-2),
+    # Weights in blocks of 32 with 8 bits, activations rounded to 8 bits.
+    Precision.INT8: HeadBounds(None, 0.95, 0.1),
+    Precision.INT4: HeadBounds(None, 0.85, 0.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadUnderTest:
+    """An exported graph beside the PyTorch model it came from."""
+
+    session: Session
+    reference: TaskEncoder
+
+    @classmethod
+    def open(cls, graph: Path, reference: TaskEncoder) -> HeadUnderTest:
+        """Open the graph on the CPU, where PyTorch runs too."""
+        return cls(open_session(graph, SessionConfig(device=Device.CPU, allow_spinning=False)), reference)
+
+    def tokenize(self, texts: Sequence[str], *, max_tokens: int) -> list[Encoding]:
+        """Return the tokens of each text, or of each text with the next for heads that read pairs."""
+        tokenizer = self.reference.text.tokenizer
+        tokenizer.enable_truncation(min(self.reference.spec.max_tokens, max_tokens))
+        inputs = list(pairwise(texts)) if self.reference.kind.reads_pairs else list(texts)
+        encodings: list[Encoding] = tokenizer.encode_batch(inputs)
+        tokenizer.no_truncation()
+        return encodings
+
+    def padded(self, batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+        """Return the graph's inputs [batch, seq], padded on the right."""
+        longest = max(len(e.ids) for e in batch)
+        pad = self.reference.text.pad_token_id
+        feeds = {
+            "input_ids": np.full((len(batch), longest), pad, np.int64),
+            "attention_mask": np.zeros((len(batch), longest), np.int64),
+            "token_type_ids": np.zeros((len(batch), longest), np.int64),
+        }
+        for row, e in enumerate(batch):
+            for name, values in (("input_ids", e.ids), ("token_type_ids", e.type_ids)):
+                feeds[name][row, : len(values)] = values
+            feeds["attention_mask"][row, : len(e.ids)] = 1
+        return {value.name: feeds[value.name] for value in self.session.inputs}
+
+    def graph_logits(self, batch: Sequence[Encoding]) -> Iterator[Logits]:
+        """Yield the graph's outputs of each input of one padded batch, padding cut off."""
+        outputs = self.session.run(self.padded(batch))
+        for row, e in enumerate(batch):
+            yield {name: self._own(outputs[name][row], len(e.ids)) for name in self.reference.kind.outputs}
+
+    def reference_logits(self, encoding: Encoding) -> Logits:
+        """Return PyTorch's outputs of one input alone."""
+        feeds = {name: torch.from_numpy(v) for name, v in self.padded([encoding]).items()}
+        with torch.inference_mode():
+            outputs = self.reference.model(**feeds)
+        return {name: outputs[name][0].numpy() for name in self.reference.kind.outputs}
+
+    def _own(self, values: NDArray[Any], num_tokens: int) -> NDArray[np.float32]:
+        return values[:num_tokens] if self.reference.kind.is_token_level else values
+
+
+def measure_head(
+    test: HeadUnderTest,
+    texts: Sequence[str],
+    precision: Precision,
+    report: ParityReport,
+    progress: Progress,
+) -> None:
+    """Compare logits with PyTorch's: on passages of very different lengths, and on held-out `texts`."""
+    progress.stage("compare logits with PyTorch")
+    wide = test.reference.kind.is_vocabulary_wide
+    limit = MAX_VOCABULARY_WIDE_TOKENS if wide else MAX_PASSAGE_TOKENS
+    _compare(test, test.tokenize(PASSAGES, max_tokens=limit), precision, report, suffix="_passages")
+    if texts:
+        limit = MAX_VOCABULARY_WIDE_TOKENS if wide else MAX_HELD_OUT_TOKENS
+        held_out = test.tokenize(texts[:NUM_HELD_OUT], max_tokens=limit)
+        _compare(test, sorted(held_out, key=lambda e: len(e.ids)), precision, report, suffix="")
+
+
+def _compare(
+    test: HeadUnderTest,
+    inputs: Sequence[Encoding],
+    precision: Precision,
+    report: ParityReport,
+    *,
+    suffix: str,
+) -> None:
+    bounds = HEAD_BOUNDS[precision]
+    largest, spread, same, compared = 0.0, 0.0, 0, 0
+    for start in range(0, len(inputs), BATCH):
+        batch = inputs[start : start + BATCH]
+        for encoding, ours in zip(batch, test.graph_logits(batch), strict=True):
+            for name, theirs in test.reference_logits(encoding).items():
+                difference = float(np.abs(ours[name] - theirs).max())
+                largest = max(largest, difference if np.isfinite(difference) else np.inf)
+                spread = max(spread, float(theirs.std()))
+                best = np.argmax(np.atleast_2d(ours[name]), -1) == np.argmax(np.atleast_2d(theirs), -1)
+                same, compared = same + int(best.sum()), compared + best.size
+    share = same / compared
+    # Of a single logit there is no best, so its value alone is judged.
+    if bounds.max_diff_std is not None:
+        bound = bounds.max_diff_std * max(spread, 1e-3)
+        report.at_most(f"max_abs_diff_logits{suffix}", largest, bound=bound, num_samples=compared)
+    if bounds.max_diff_std is None or not suffix:
+        report.at_least(f"best_agreement{suffix}", share, bound=bounds.min_agreement, num_samples=compared)
+
+
+def golden_logits(test: HeadUnderTest, precision: Precision) -> dict[str, NDArray[Any]]:
+    """Return a small batch and what the graph makes of it here."""
+    encodings = test.tokenize(PASSAGES[: NUM_GOLDEN + 1], max_tokens=MAX_GOLDEN_TOKENS)[:NUM_GOLDEN]
+    feeds = test.padded(encodings)
+    outputs = test.session.run(feeds)
+    logits = {name: outputs[name].astype(np.float32) for name in test.reference.kind.outputs}
+    spread = max(float(values.std()) for values in logits.values())
+    tolerance = np.array(HEAD_BOUNDS[precision].golden_tolerance_std * max(spread, 1e-3), np.float64)
+    return {**feeds, **logits, "tolerance": tolerance}

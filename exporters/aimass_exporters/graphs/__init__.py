@@ -1,0 +1,1 @@
+"""ONNX graphs: how models are traced, packed and quantised. Knows no model family by name."""

@@ -1,0 +1,1 @@
+"""Encoder-decoders: graphs, parity, and the bundles of text models."""

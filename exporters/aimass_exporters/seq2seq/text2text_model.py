@@ -1,0 +1,92 @@
+"""An encoder-decoder of text in PyTorch, float32, with its tokenizer: translation, summarisation and the
+like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from aimass.model.v1.manifest_pb2 import Text2TextSpec
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+
+from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenizer
+from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
+from aimass_exporters.seq2seq.seq2seq_families import seq2seq_parts
+from aimass_exporters.sources.source import Source
+
+_NEVER = -1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Text2TextModel:
+    """A model in evaluation mode, eager attention, float32: also the reference that parity is measured
+    against.
+    """
+
+    model: PreTrainedModel
+    text: TextTokenizer
+    spec: Text2TextSpec
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        config: Any = self.model.generation_config
+        eos = config.eos_token_id
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def load_text2text(source: Source) -> Text2TextModel:
+    """Load a Hugging Face folder. Raises `InvalidCheckpoint` or `UnsupportedModel`."""
+    model = _load(source.path)
+    config = model.generation_config or GenerationConfig.from_model_config(model.config)
+    _suppress(model, config)
+    return Text2TextModel(model, read_tokenizer(source.path), _spec(model, config))
+
+
+def _load(folder: Path) -> Any:
+    try:
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        detail = f"transformers cannot load it as an encoder-decoder: {error}"
+        raise InvalidCheckpoint(folder, detail=detail) from error
+    if missing := sorted(info["missing_keys"]):
+        detail = f"{len(missing)} weights are missing: {', '.join(missing[:5])}"
+        raise InvalidCheckpoint(folder, detail=detail)
+    return model.eval()
+
+
+def _suppress(model: Any, config: GenerationConfig) -> None:
+    """Write the tokens that must never be chosen, such as Marian's padding, into the bias of the logits."""
+    words = config.bad_words_ids or []
+    ids = [*(word[0] for word in words if len(word) == 1), *(config.suppress_tokens or [])]
+    if any(len(word) > 1 for word in words) or (ids and not hasattr(model, "final_logits_bias")):
+        raise UnsupportedModel(model.config.model_type, because="it forbids words that no bias can forbid")
+    if ids:
+        with torch.no_grad():
+            model.final_logits_bias[:, ids] = _NEVER
+
+
+def _spec(model: Any, config: GenerationConfig) -> Text2TextSpec:
+    start = config.decoder_start_token_id
+    if start is None:
+        raise UnsupportedModel(model.config.model_type, because="it does not say how an output begins")
+    forced = [] if config.forced_bos_token_id is None else [config.forced_bos_token_id]
+    return Text2TextSpec(
+        max_source_tokens=seq2seq_parts(model).max_source_positions,
+        decoder_start_ids=[start, *forced],
+        forced_eos_id=config.forced_eos_token_id,
+        num_beams=config.num_beams or 1,
+        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
+        early_stopping=config.early_stopping is True,
+    )
