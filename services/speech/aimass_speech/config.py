@@ -21,9 +21,10 @@ class SpeechConfig:
     """Windows of recordings that may wait for a decoder; more are refused."""
     file_windows: int = 4
     """Windows of one recording that are in work at once."""
-    short_window_margin_s: float = 2.0
-    """Silence that a short window is filled up with, instead of a full window of it; 0 always fills it up."""
-    short_window_floor_s: float = 10.0
+    live_window_margin_s: float = 0.0
+    """Above 0, an utterance of a live stream is filled up with so much silence instead of to a full window: a
+    final then costs about half. Off, as tiny.en made 33 word errors instead of 28 in 238 words with 4 s."""
+    live_window_floor_s: float = 15.0
     """No window is shorter than this."""
     max_live_streams: int = 256
     """Streams of recognition at once; more are refused."""

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 import threading
 import time
 import zlib
@@ -218,16 +219,13 @@ class WindowDecoder:
         self._start_attempt(job)
 
     def _window_samples(self, request: WindowRequest) -> int:
-        """Return how much audio the encoder sees: a short window costs less, but not below a floor."""
-        spec, margin = self._model.spec, self._config.short_window_margin_s
-        if margin <= 0:
+        """Return how much audio the encoder sees: a full window, or less for a short live utterance."""
+        spec, config = self._model.spec, self._config
+        if request.priority is Priority.FILE or config.live_window_margin_s <= 0:
             return spec.window_samples
-        floor_s = self._config.short_window_floor_s
-        wanted = max(
-            floor_s * spec.mel.sample_rate_hz, len(request.samples) + margin * spec.mel.sample_rate_hz
-        )
-        step = spec.mel.sample_rate_hz
-        return min(spec.window_samples, -(-int(wanted) // step) * step)
+        rate = spec.mel.sample_rate_hz
+        wanted_s = max(config.live_window_floor_s, len(request.samples) / rate + config.live_window_margin_s)
+        return min(spec.window_samples, math.ceil(wanted_s) * rate)
 
     def _detect_language(self, job: _Job) -> None:
         spec = self._model.spec
