@@ -73,8 +73,8 @@ def features(engine: RecognitionEngine, samples: NDArray[np.float32]) -> Any:
 async def test_greedy_tokens_are_those_of_transformers(
     full_windows: RecognitionEngine, clips: Clips, whisper_tiny_model: Any
 ) -> None:
-    """Token identity on every clip: float32 on both sides, and no clip here has a tie."""
-    for samples in clips:
+    """Token identity: float32 on both sides, and no clip here has a tie. Three clips, as the reference is slow."""
+    for samples in clips[:3]:
         result = await full_windows.decoder.decode(request(samples))
         mel = torch.from_numpy(LogMel(full_windows.spec.mel)(samples, num_samples=WINDOW))[None]
         with torch.no_grad():
