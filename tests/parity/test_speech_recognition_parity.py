@@ -73,7 +73,7 @@ def features(engine: RecognitionEngine, samples: NDArray[np.float32]) -> Any:
 async def test_greedy_tokens_are_those_of_transformers(
     full_windows: RecognitionEngine, clips: Clips, whisper_tiny_model: Any
 ) -> None:
-    """Token identity: float32 on both sides, and no clip here has a tie. Three clips, as the reference is slow."""
+    """Token identity: float32 on both sides, no ties. Three clips, as the reference is slow."""
     for samples in clips[:3]:
         result = await full_windows.decoder.decode(request(samples))
         mel = torch.from_numpy(LogMel(full_windows.spec.mel)(samples, num_samples=WINDOW))[None]
