@@ -69,7 +69,7 @@ test("a stream left early is over at once, and the next one is served", async ()
 
 test("an unknown model is MODEL_NOT_FOUND, with the name of the request", async () => {
   const request = { model: "no-such-model", prompt: PROMPT, requestId: "ts-unknown-model" };
-  for (const call of [client.complete(request), client.generate(request).text()]) {
+  for (const call of [() => client.complete(request), () => client.generate(request).text()]) {
     await assert.rejects(call, {
       name: "AimassError",
       code: "NOT_FOUND",
