@@ -9,7 +9,7 @@ from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING
 from aimass_serving.service import ServicePlan, run_service
 
 from aimass_encoder.config import EncoderConfig
-from aimass_encoder.loader import HEAD_OUTPUTS, load_engine
+from aimass_encoder.loader import LOADERS, load_engine
 from aimass_encoder.servicer import register
 from aimass_encoder.task_engine import TaskEngine
 
@@ -17,7 +17,7 @@ PLAN: ServicePlan[TaskEngine] = ServicePlan(
     name="encoder",
     default_port=50052,
     task=TASK_EMBEDDING,
-    further_tasks=tuple(HEAD_OUTPUTS),
+    further_tasks=tuple(LOADERS),
     load=load_engine,
     register=register,
     configs=(EncoderConfig,),

@@ -26,7 +26,8 @@ class Head(Protocol[Reading]):
     def __call__(self, outputs: Outputs, mask: NDArray[np.int64]) -> Sequence[Reading | AimassError]:
         """Return one result, or the reason there is none, for each row.
 
-        `outputs` are [rows, ...], `mask` is [rows, seq]. Results must not share memory with `outputs`.
+        `outputs` are the graph's, [rows, ...], and under `input_ids` the tokens it read, [rows, seq]; `mask`
+        is [rows, seq]. Results must not share memory with `outputs`.
         """
 
 

@@ -26,7 +26,7 @@ from opentelemetry.trace import Link, SpanContext, get_current_span
 
 from aimass_encoder.batcher import Batch, Batcher, BatchLimits
 from aimass_encoder.head import Head
-from aimass_encoder.runner import EncoderRunner, Outputs, PaddedBatch
+from aimass_encoder.runner import TOKEN_IDS, EncoderRunner, Outputs, PaddedBatch
 
 logger = logging.getLogger(__name__)
 Reading = TypeVar("Reading")
@@ -319,7 +319,8 @@ class BatchPipeline:
     ) -> Sequence[Any]:
         is_all = len(rows) == padded.num_rows
         try:
-            own = outputs if is_all else {name: values[rows] for name, values in outputs.items()}
+            seen = {**outputs, TOKEN_IDS: padded.token_ids}
+            own = seen if is_all else {name: values[rows] for name, values in seen.items()}
             return head(own, padded.mask if is_all else padded.mask[rows])
         except Exception as error:
             logger.exception("model %s: its outputs could not be read", self._model)

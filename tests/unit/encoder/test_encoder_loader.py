@@ -12,11 +12,12 @@ from aimass.model.v1.manifest_pb2 import POOLING_CLS, POOLING_MEAN, POOLING_UNSP
 from aimass_encoder.batcher import BatchLimits
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
-from aimass_encoder.loader import engine_on, warm_up_shapes
+from aimass_encoder.loader import engine_on
 from aimass_encoder.pooling import Pooling, l2_normalize, pool
 from aimass_encoder.request import EmbeddedText, EmbedRequest
 from aimass_encoder.runner import HIDDEN, EncoderRunner
 from aimass_encoder.testing import HIDDEN_SIZE, MAX_TOKENS, FakeEncoderGraph, fake_session
+from aimass_encoder.text_bundle import warm_up_shapes
 from aimass_serving.bundle import Bundle, read_bundle, read_manifest
 from aimass_serving.compute import ComputePermit
 from aimass_serving.errors import BadBundle

@@ -1,0 +1,100 @@
+"""The bundle of an encoder with a task's head to an engine, warmed up and checked. Must not know the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from aimass.model.v1 import manifest_pb2
+from aimass_serving.bundle import Bundle
+from aimass_serving.errors import BadBundle
+from aimass_serving.service import LoadContext
+from aimass_serving.session import Session
+
+from aimass_encoder.config import EncoderConfig
+from aimass_encoder.labels import ProblemType
+from aimass_encoder.runner import LOGITS, MASK, TOKEN_IDS, TYPE_IDS, EncoderRunner, PaddedBatch
+from aimass_encoder.sparse_engine import SparseEngine
+from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.text_bundle import check_graph, read_tokenizer, warm_up
+from aimass_encoder.text_classifier import ClassifierSpec, TextClassifier
+from aimass_encoder.text_encoder import TextEncoder
+from aimass_encoder.tokenization import TextTokenizer
+
+_PROBLEM_TYPES: Mapping[manifest_pb2.ProblemType.ValueType, ProblemType] = {
+    manifest_pb2.PROBLEM_TYPE_SINGLE_LABEL: ProblemType.SINGLE_LABEL,
+    manifest_pb2.PROBLEM_TYPE_MULTI_LABEL: ProblemType.MULTI_LABEL,
+    manifest_pb2.PROBLEM_TYPE_REGRESSION: ProblemType.REGRESSION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTask:
+    """How the head of one task is served."""
+
+    outputs: Sequence[str]
+    """The graph's outputs."""
+    engine: Callable[[TextEncoder, TextTokenizer, Bundle], TaskEngine]
+    """Makes the engine, not started. Raises `BadBundle`."""
+
+
+def head_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:
+    """Return an engine for a graph that ends in a task's head, not started."""
+    manifest = bundle.manifest
+    task = HEAD_TASKS[manifest.task]
+    check_graph(session, bundle.ref, outputs=task.outputs)
+    if manifest.encoder.max_tokens < 1:
+        raise BadBundle(bundle.ref, detail="expected an encoder with max_tokens")
+    runner = EncoderRunner(session, pad_token_id=manifest.tokenizer.pad_token_id)
+    replay_golden_logits(runner, bundle, task.outputs)
+    config = context.config(EncoderConfig)
+    warm_up(runner, config, max_tokens=manifest.encoder.max_tokens)
+    tokenizer = read_tokenizer(bundle, max_tokens=manifest.encoder.max_tokens)
+    encoder = TextEncoder(runner, tokenizer, model=manifest.name, config=config, permit=context.permit)
+    return task.engine(encoder, tokenizer, bundle)
+
+
+def _sparse_engine(encoder: TextEncoder, tokenizer: TextTokenizer, bundle: Bundle) -> SparseEngine:
+    return SparseEngine(encoder, tokenizer.words(bundle.manifest.encoder.vocab_size))
+
+
+def _text_classifier(encoder: TextEncoder, _tokenizer: TextTokenizer, bundle: Bundle) -> TextClassifier:
+    return TextClassifier(encoder, classifier_spec(bundle))
+
+
+def classifier_spec(bundle: Bundle) -> ClassifierSpec:
+    """Return what the manifest says of a classifier. Raises `BadBundle` where it says too little."""
+    encoder = bundle.manifest.encoder
+    if not encoder.labels or encoder.problem_type not in _PROBLEM_TYPES:
+        raise BadBundle(bundle.ref, detail="expected an encoder with labels and problem_type")
+    return ClassifierSpec(
+        tuple(encoder.labels),
+        _PROBLEM_TYPES[encoder.problem_type],
+        encoder.threshold if encoder.HasField("threshold") else None,
+    )
+
+
+def replay_golden_logits(runner: EncoderRunner, bundle: Bundle, outputs: Sequence[str]) -> None:
+    """Run the inputs that the export recorded. Raises `BadBundle` when the logits differ too much."""
+    golden = bundle.golden()
+    try:
+        batch = PaddedBatch(golden[TOKEN_IDS], golden[MASK], golden.get(TYPE_IDS))
+        tolerance = float(golden["tolerance"])
+        expected = {name: golden[name] for name in outputs}
+    except KeyError as error:
+        raise BadBundle(bundle.ref, detail=f"golden.npz has no array named {error}") from error
+    found = runner.run(batch)
+    for name, values in expected.items():
+        got = found[name]
+        difference = float(np.abs(got - values).max()) if got.shape == values.shape else np.inf
+        if not difference <= tolerance:  # NaN is not
+            detail = f"golden {name} differ by {difference:.3g}, expected at most {tolerance:.3g}"
+            raise BadBundle(bundle.ref, detail=detail)
+
+
+HEAD_TASKS: Mapping[manifest_pb2.Task.ValueType, HeadTask] = {
+    manifest_pb2.TASK_TEXT_CLASSIFICATION: HeadTask((LOGITS,), _text_classifier),
+    manifest_pb2.TASK_SPARSE_EMBEDDING: HeadTask((LOGITS,), _sparse_engine),
+}
+"""Tasks whose graph ends in a head."""
