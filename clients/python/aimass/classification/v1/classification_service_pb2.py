@@ -22,35 +22,54 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from aimass.classification.v1 import fill_mask_pb2 as aimass_dot_classification_dot_v1_dot_fill__mask__pb2
+from aimass.classification.v1 import question_answering_pb2 as aimass_dot_classification_dot_v1_dot_question__answering__pb2
+from aimass.classification.v1 import token_classification_pb2 as aimass_dot_classification_dot_v1_dot_token__classification__pb2
 from aimass.common.v1 import error_pb2 as aimass_dot_common_dot_v1_dot_error__pb2
 from aimass.common.v1 import usage_pb2 as aimass_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5aimass/classification/v1/classification_service.proto\x12\x18\x61imass.classification.v1\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\"\xa9\x01\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x06inputs\x18\x02 \x03(\x0b\x32#.aimass.classification.v1.TextInput\x12:\n\x07options\x18\x03 \x01(\x0b\x32).aimass.classification.v1.ClassifyOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\tTextInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\x9f\x01\n\x0f\x43lassifyOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x38\n\ntruncation\x18\x04 \x01(\x0e\x32$.aimass.classification.v1.TruncationB\x08\n\x06_top_kB\x0c\n\n_threshold\"\x88\x02\n\x14\x43lassifyTextResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x90\x01\n\x12\x43lassifyTextResult\x12\x42\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32(.aimass.classification.v1.ClassificationH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"p\n\x0e\x43lassification\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"9\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\x05*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03*{\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SCORE_KIND_SINGLE_LABEL\x10\x01\x12\x1a\n\x16SCORE_KIND_MULTI_LABEL\x10\x02\x12\x19\n\x15SCORE_KIND_REGRESSION\x10\x03\x32\x86\x01\n\x15\x43lassificationService\x12m\n\x0c\x43lassifyText\x12-.aimass.classification.v1.ClassifyTextRequest\x1a..aimass.classification.v1.ClassifyTextResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5aimass/classification/v1/classification_service.proto\x12\x18\x61imass.classification.v1\x1a(aimass/classification/v1/fill_mask.proto\x1a\x31\x61imass/classification/v1/question_answering.proto\x1a\x33\x61imass/classification/v1/token_classification.proto\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\"\xa9\x01\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x06inputs\x18\x02 \x03(\x0b\x32#.aimass.classification.v1.TextInput\x12:\n\x07options\x18\x03 \x01(\x0b\x32).aimass.classification.v1.ClassifyOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\tTextInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\xcd\x01\n\x0f\x43lassifyOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x38\n\ntruncation\x18\x04 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x1a\n\rmin_precision\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x10\n\x0e_min_precision\"\x88\x02\n\x14\x43lassifyTextResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x90\x01\n\x12\x43lassifyTextResult\x12\x42\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32(.aimass.classification.v1.ClassificationH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"p\n\x0e\x43lassification\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"9\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\x05\"\x97\x01\n\x17\x43lassifyZeroShotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12:\n\x07options\x18\x04 \x01(\x0b\x32).aimass.classification.v1.ZeroShotOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xc1\x01\n\x0fZeroShotOptions\x12\x1b\n\x13hypothesis_template\x18\x01 \x01(\t\x12\x13\n\x0bmulti_label\x18\x02 \x01(\x08\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x38\n\ntruncation\x18\x05 \x01(\x0e\x32$.aimass.classification.v1.TruncationB\x08\n\x06_top_kB\x0c\n\n_threshold\"\x8c\x02\n\x18\x43lassifyZeroShotResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\xb0\x01\n\x1aPredictNextSentenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x05pairs\x18\x02 \x03(\x0b\x32&.aimass.classification.v1.SentencePair\x12\x38\n\ntruncation\x18\x03 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"/\n\x0cSentencePair\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tnext_text\x18\x02 \x01(\t\"\xd6\x01\n\x1bPredictNextSentenceResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.NextSentenceResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x94\x01\n\x12NextSentenceResult\x12\x46\n\nprediction\x18\x01 \x01(\x0b\x32\x30.aimass.classification.v1.NextSentencePredictionH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"Q\n\x16NextSentencePrediction\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03*{\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SCORE_KIND_SINGLE_LABEL\x10\x01\x12\x1a\n\x16SCORE_KIND_MULTI_LABEL\x10\x02\x12\x19\n\x15SCORE_KIND_REGRESSION\x10\x03\x32\xd3\x05\n\x15\x43lassificationService\x12m\n\x0c\x43lassifyText\x12-.aimass.classification.v1.ClassifyTextRequest\x1a..aimass.classification.v1.ClassifyTextResponse\x12y\n\x10\x43lassifyZeroShot\x12\x31.aimass.classification.v1.ClassifyZeroShotRequest\x1a\x32.aimass.classification.v1.ClassifyZeroShotResponse\x12s\n\x0e\x43lassifyTokens\x12/.aimass.classification.v1.ClassifyTokensRequest\x1a\x30.aimass.classification.v1.ClassifyTokensResponse\x12\x61\n\x08\x46illMask\x12).aimass.classification.v1.FillMaskRequest\x1a*.aimass.classification.v1.FillMaskResponse\x12\x82\x01\n\x13PredictNextSentence\x12\x34.aimass.classification.v1.PredictNextSentenceRequest\x1a\x35.aimass.classification.v1.PredictNextSentenceResponse\x12s\n\x0e\x41nswerQuestion\x12/.aimass.classification.v1.AnswerQuestionRequest\x1a\x30.aimass.classification.v1.AnswerQuestionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.classification.v1.classification_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1129
-  _globals['_TRUNCATION']._serialized_end=1232
-  _globals['_SCOREKIND']._serialized_start=1234
-  _globals['_SCOREKIND']._serialized_end=1357
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=144
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=313
-  _globals['_TEXTINPUT']._serialized_start=315
-  _globals['_TEXTINPUT']._serialized_end=378
-  _globals['_CLASSIFYOPTIONS']._serialized_start=381
-  _globals['_CLASSIFYOPTIONS']._serialized_end=540
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=543
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=807
-  _globals['_CLASSIFYTEXTRESULT']._serialized_start=810
-  _globals['_CLASSIFYTEXTRESULT']._serialized_end=954
-  _globals['_CLASSIFICATION']._serialized_start=956
-  _globals['_CLASSIFICATION']._serialized_end=1068
-  _globals['_LABELSCORE']._serialized_start=1070
-  _globals['_LABELSCORE']._serialized_end=1127
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=1360
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=1494
+  _globals['_TRUNCATION']._serialized_start=2621
+  _globals['_TRUNCATION']._serialized_end=2724
+  _globals['_SCOREKIND']._serialized_start=2726
+  _globals['_SCOREKIND']._serialized_end=2849
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=290
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=459
+  _globals['_TEXTINPUT']._serialized_start=461
+  _globals['_TEXTINPUT']._serialized_end=524
+  _globals['_CLASSIFYOPTIONS']._serialized_start=527
+  _globals['_CLASSIFYOPTIONS']._serialized_end=732
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=735
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=999
+  _globals['_CLASSIFYTEXTRESULT']._serialized_start=1002
+  _globals['_CLASSIFYTEXTRESULT']._serialized_end=1146
+  _globals['_CLASSIFICATION']._serialized_start=1148
+  _globals['_CLASSIFICATION']._serialized_end=1260
+  _globals['_LABELSCORE']._serialized_start=1262
+  _globals['_LABELSCORE']._serialized_end=1319
+  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_start=1322
+  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_end=1473
+  _globals['_ZEROSHOTOPTIONS']._serialized_start=1476
+  _globals['_ZEROSHOTOPTIONS']._serialized_end=1669
+  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_start=1672
+  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_end=1940
+  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_start=1943
+  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_end=2119
+  _globals['_SENTENCEPAIR']._serialized_start=2121
+  _globals['_SENTENCEPAIR']._serialized_end=2168
+  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_start=2171
+  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_end=2385
+  _globals['_NEXTSENTENCERESULT']._serialized_start=2388
+  _globals['_NEXTSENTENCERESULT']._serialized_end=2536
+  _globals['_NEXTSENTENCEPREDICTION']._serialized_start=2538
+  _globals['_NEXTSENTENCEPREDICTION']._serialized_end=2619
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2852
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3575
 # @@protoc_insertion_point(module_scope)

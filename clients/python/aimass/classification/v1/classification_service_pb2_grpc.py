@@ -4,6 +4,9 @@ import grpc
 import warnings
 
 from aimass.classification.v1 import classification_service_pb2 as aimass_dot_classification_dot_v1_dot_classification__service__pb2
+from aimass.classification.v1 import fill_mask_pb2 as aimass_dot_classification_dot_v1_dot_fill__mask__pb2
+from aimass.classification.v1 import question_answering_pb2 as aimass_dot_classification_dot_v1_dot_question__answering__pb2
+from aimass.classification.v1 import token_classification_pb2 as aimass_dot_classification_dot_v1_dot_token__classification__pb2
 
 GRPC_GENERATED_VERSION = '1.82.1'
 GRPC_VERSION = grpc.__version__
@@ -43,6 +46,31 @@ class ClassificationServiceStub:
                 request_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextRequest.SerializeToString,
                 response_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextResponse.FromString,
                 _registered_method=True)
+        self.ClassifyZeroShot = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/ClassifyZeroShot',
+                request_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotResponse.FromString,
+                _registered_method=True)
+        self.ClassifyTokens = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/ClassifyTokens',
+                request_serializer=aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensResponse.FromString,
+                _registered_method=True)
+        self.FillMask = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/FillMask',
+                request_serializer=aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskResponse.FromString,
+                _registered_method=True)
+        self.PredictNextSentence = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/PredictNextSentence',
+                request_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceResponse.FromString,
+                _registered_method=True)
+        self.AnswerQuestion = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/AnswerQuestion',
+                request_serializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.FromString,
+                _registered_method=True)
 
 
 class ClassificationServiceServicer:
@@ -59,6 +87,42 @@ class ClassificationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClassifyZeroShot(self, request, context):
+        """ClassifyZeroShot scores labels that the caller makes up, with a model that tells whether a text entails
+        another (NLI).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyTokens(self, request, context):
+        """ClassifyTokens returns the entities of each text (names, parts of speech, segments), in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FillMask(self, request, context):
+        """FillMask returns words for the masked places of each text, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictNextSentence(self, request, context):
+        """PredictNextSentence tells, for each pair of texts, whether the second follows the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerQuestion(self, request, context):
+        """AnswerQuestion returns, for each question, the pieces of its context that answer it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassificationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -66,6 +130,31 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
                     servicer.ClassifyText,
                     request_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextRequest.FromString,
                     response_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextResponse.SerializeToString,
+            ),
+            'ClassifyZeroShot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyZeroShot,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotResponse.SerializeToString,
+            ),
+            'ClassifyTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyTokens,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensResponse.SerializeToString,
+            ),
+            'FillMask': grpc.unary_unary_rpc_method_handler(
+                    servicer.FillMask,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskResponse.SerializeToString,
+            ),
+            'PredictNextSentence': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictNextSentence,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceResponse.SerializeToString,
+            ),
+            'AnswerQuestion': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerQuestion,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -99,6 +188,141 @@ class ClassificationService:
             '/aimass.classification.v1.ClassificationService/ClassifyText',
             aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextRequest.SerializeToString,
             aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyZeroShot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/ClassifyZeroShot',
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyZeroShotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/ClassifyTokens',
+            aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_token__classification__pb2.ClassifyTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FillMask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/FillMask',
+            aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_fill__mask__pb2.FillMaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictNextSentence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/PredictNextSentence',
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.PredictNextSentenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerQuestion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/AnswerQuestion',
+            aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -848,6 +848,8 @@ class EncoderSpec(_message.Message):
     MASK_TOKEN_ID_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
+    LABEL_TRANSITIONS_FIELD_NUMBER: _builtins.int
     hidden_size: _builtins.int
     """Required. Numbers in a token vector."""
     max_tokens: _builtins.int
@@ -872,6 +874,16 @@ class EncoderSpec(_message.Message):
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Classification: the labels in the order of the graph's logits."""
 
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """Optional. Classification: how its scores were calibrated on labelled texts that it was not trained on."""
+
+    @_builtins.property
+    def label_transitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Optional. Token classification: score of each label after each other, [labels * labels], the label before
+        varying slowest; labels are then chosen together (a conditional random field). Empty: each for itself.
+        """
+
     def __init__(
         self,
         *,
@@ -885,10 +897,12 @@ class EncoderSpec(_message.Message):
         mask_token_id: _builtins.int | None = ...,
         vocab_size: _builtins.int = ...,
         threshold: _builtins.float | None = ...,
+        calibration: Global___Calibration | None = ...,
+        label_transitions: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "mask_token_id", b"mask_token_id", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "calibration", b"calibration", "mask_token_id", b"mask_token_id", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "hidden_size", b"hidden_size", "labels", b"labels", "mask_token_id", b"mask_token_id", "max_tokens", b"max_tokens", "normalize", b"normalize", "pooling", b"pooling", "problem_type", b"problem_type", "prompts", b"prompts", "threshold", b"threshold", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "_threshold", b"_threshold", "calibration", b"calibration", "hidden_size", b"hidden_size", "label_transitions", b"label_transitions", "labels", b"labels", "mask_token_id", b"mask_token_id", "max_tokens", b"max_tokens", "normalize", b"normalize", "pooling", b"pooling", "problem_type", b"problem_type", "prompts", b"prompts", "threshold", b"threshold", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
     _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
@@ -900,6 +914,88 @@ class EncoderSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___EncoderSpec: _TypeAlias = EncoderSpec  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """Calibration says how logits are scaled so that scores tell how often they are right, and what that gained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    NUM_FITTED_FIELD_NUMBER: _builtins.int
+    NUM_MEASURED_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    ERROR_BEFORE_FIELD_NUMBER: _builtins.int
+    ERROR_AFTER_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """Required. Logits are divided by this, above 0, before they become scores (Guo et al., arXiv 1706.04599)."""
+    num_fitted: _builtins.int
+    """Required. Labelled texts that temperature and points were fitted on."""
+    num_measured: _builtins.int
+    """Required. What is said to be measured, here and in points, was measured on so many other texts."""
+    accuracy: _builtins.float
+    """Required. Measured: share of texts whose best label is right, 0 to 1."""
+    error_before: _builtins.float
+    """Required. Measured: expected calibration error of the plain scores, in 15 bins, 0 to 1."""
+    error_after: _builtins.float
+    """Required. Measured: the same of the calibrated scores."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatingPoint]:
+        """Optional. Least scores for stated precisions, by rising precision."""
+
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        points: _abc.Iterable[Global___OperatingPoint] | None = ...,
+        num_fitted: _builtins.int = ...,
+        num_measured: _builtins.int = ...,
+        accuracy: _builtins.float = ...,
+        error_before: _builtins.float = ...,
+        error_after: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "error_after", b"error_after", "error_before", b"error_before", "num_fitted", b"num_fitted", "num_measured", b"num_measured", "points", b"points", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class OperatingPoint(_message.Message):
+    """OperatingPoint is a least score and how often a best label that reaches it is right."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRECISION_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MEASURED_PRECISION_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    precision: _builtins.float
+    """Required. Precision that was aimed at, above 0 and at most 1."""
+    threshold: _builtins.float
+    """Required. The least score that reached it on the fitted texts, 0 to 1."""
+    measured_precision: _builtins.float
+    """Required. Measured: share of right labels among those that reach the threshold, 0 to 1."""
+    coverage: _builtins.float
+    """Required. Measured: share of texts whose best label reaches the threshold, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        precision: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        measured_precision: _builtins.float = ...,
+        coverage: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "measured_precision", b"measured_precision", "precision", b"precision", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatingPoint: _TypeAlias = OperatingPoint  # noqa: Y015
 
 @_typing.final
 class TokenizerSpec(_message.Message):

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/model/v1/manifest.proto.
  */
 export const file_aimass_model_v1_manifest: GenFile = /*@__PURE__*/
-  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSK3BgoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjEjoKDnZvaWNlX2FjdGl2aXR5GBMgASgLMiIuYWltYXNzLm1vZGVsLnYxLlZvaWNlQWN0aXZpdHlTcGVjGjAKDlRvb2xjaGFpbkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilQEKBUdyYXBoEgwKBHJvbGUYASABKAkSDAoEZmlsZRgCIAEoCRIrCgZpbnB1dHMYAyADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIsCgdvdXRwdXRzGAQgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSFQoNZXh0ZXJuYWxfZGF0YRgFIAMoCSI4CgpUZW5zb3JTcGVjEgwKBG5hbWUYASABKAkSDQoFZHR5cGUYAiABKAkSDQoFc2hhcGUYAyADKAkiPgoKQnVuZGxlRmlsZRIMCgRwYXRoGAEgASgJEg4KBnNoYTI1NhgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDIpICCgtEZWNvZGVyU3BlYxISCgpudW1fbGF5ZXJzGAEgASgFEhQKDG51bV9rdl9oZWFkcxgCIAEoBRIQCghoZWFkX2RpbRgDIAEoBRISCgp2b2NhYl9zaXplGAQgASgFEhUKDW1heF9wb3NpdGlvbnMYBSABKAUSEAoIa3ZfZHR5cGUYBiABKAkSFQoNZW9zX3Rva2VuX2lkcxgHIAMoBRI1CghkZWZhdWx0cxgIIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5HZW5lcmF0aW9uRGVmYXVsdHMSPAoPY3Jvc3NfYXR0ZW50aW9uGAkgASgLMiMuYWltYXNzLm1vZGVsLnYxLkNyb3NzQXR0ZW50aW9uU3BlYyJXChJDcm9zc0F0dGVudGlvblNwZWMSEQoJbnVtX2hlYWRzGAEgASgFEhAKCGhlYWRfZGltGAIgASgFEhwKFG1heF9zb3VyY2VfcG9zaXRpb25zGAMgASgFIr4FChVTcGVlY2hSZWNvZ25pdGlvblNwZWMSFAoMbnVtX21lbF9iaW5zGAEgASgFEhYKDnNhbXBsZV9yYXRlX2h6GAIgASgFEhAKCHdpbmRvd19zGAMgASgFEhMKC2hvcF9zYW1wbGVzGAQgASgFEhMKC2ZmdF9zYW1wbGVzGAUgASgFEh0KFW1lbF9jb2x1bW5zX3Blcl9mcmFtZRgGIAEoBRIeChZzdGFydF9vZl90cmFuc2NyaXB0X2lkGAcgASgFEhYKDmVuZF9vZl90ZXh0X2lkGAggASgFEhwKFHN0YXJ0X29mX3ByZXZpb3VzX2lkGAkgASgFEhQKDG5vX3NwZWVjaF9pZBgKIAEoBRIYChBub190aW1lc3RhbXBzX2lkGAsgASgFEhoKEnRpbWVzdGFtcF9iZWdpbl9pZBgMIAEoBRIZChF0aW1lc3RhbXBfc3RlcF9tcxgNIAEoBRIaCg10cmFuc2NyaWJlX2lkGA4gASgFSACIAQESGQoMdHJhbnNsYXRlX2lkGA8gASgFSAGIAQESFwoPaXNfbXVsdGlsaW5ndWFsGBAgASgIEk0KDGxhbmd1YWdlX2lkcxgRIAMoCzI3LmFpbWFzcy5tb2RlbC52MS5TcGVlY2hSZWNvZ25pdGlvblNwZWMuTGFuZ3VhZ2VJZHNFbnRyeRIUCgxzdXBwcmVzc19pZHMYEiADKAUSGgoSYmVnaW5fc3VwcHJlc3NfaWRzGBMgAygFEjcKD2FsaWdubWVudF9oZWFkcxgUIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5BbGlnbm1lbnRIZWFkGjIKEExhbmd1YWdlSWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgFOgI4AUIQCg5fdHJhbnNjcmliZV9pZEIPCg1fdHJhbnNsYXRlX2lkIm8KEVZvaWNlQWN0aXZpdHlTcGVjEhYKDnNhbXBsZV9yYXRlX2h6GAEgASgFEhUKDWZyYW1lX3NhbXBsZXMYAiABKAUSFwoPY29udGV4dF9zYW1wbGVzGAMgASgFEhIKCnN0YXRlX3NpemUYBCABKAUiLAoNQWxpZ25tZW50SGVhZBINCgVsYXllchgBIAEoBRIMCgRoZWFkGAIgASgFIswBCg1UZXh0MlRleHRTcGVjEhkKEW1heF9zb3VyY2VfdG9rZW5zGAEgASgFEhkKEWRlY29kZXJfc3RhcnRfaWRzGAIgAygFEhoKDWZvcmNlZF9lb3NfaWQYAyABKAVIAIgBARIUCgxzdXBwcmVzc19pZHMYBCADKAUSEQoJbnVtX2JlYW1zGAUgASgFEhYKDmxlbmd0aF9wZW5hbHR5GAYgASgCEhYKDmVhcmx5X3N0b3BwaW5nGAcgASgIQhAKDl9mb3JjZWRfZW9zX2lkIoACChJHZW5lcmF0aW9uRGVmYXVsdHMSGAoLdGVtcGVyYXR1cmUYASABKAJIAIgBARISCgV0b3BfaxgCIAEoBUgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFbWluX3AYBCABKAJIA4gBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBSABKAJIBIgBARIbCg5tYXhfbmV3X3Rva2VucxgGIAEoBUgFiAEBQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhEKD19tYXhfbmV3X3Rva2VucyKMAwoLRW5jb2RlclNwZWMSEwoLaGlkZGVuX3NpemUYASABKAUSEgoKbWF4X3Rva2VucxgCIAEoBRIpCgdwb29saW5nGAMgASgOMhguYWltYXNzLm1vZGVsLnYxLlBvb2xpbmcSEQoJbm9ybWFsaXplGAQgASgIEjoKB3Byb21wdHMYBSADKAsyKS5haW1hc3MubW9kZWwudjEuRW5jb2RlclNwZWMuUHJvbXB0c0VudHJ5Eg4KBmxhYmVscxgGIAMoCRIyCgxwcm9ibGVtX3R5cGUYByABKA4yHC5haW1hc3MubW9kZWwudjEuUHJvYmxlbVR5cGUSGgoNbWFza190b2tlbl9pZBgIIAEoBUgAiAEBEhIKCnZvY2FiX3NpemUYCSABKAUSFgoJdGhyZXNob2xkGAogASgCSAGIAQEaLgoMUHJvbXB0c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCEAoOX21hc2tfdG9rZW5faWRCDAoKX3RocmVzaG9sZCLQAQoNVG9rZW5pemVyU3BlYxIMCgRmaWxlGAEgASgJEhQKDHBhZF90b2tlbl9pZBgCIAEoBRIaChJjaGF0X3RlbXBsYXRlX2ZpbGUYAyABKAkSSQoOc3BlY2lhbF90b2tlbnMYBCADKAsyMS5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYy5TcGVjaWFsVG9rZW5zRW50cnkaNAoSU3BlY2lhbFRva2Vuc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUwoMUGFyaXR5UmVjb3JkEhEKCXJlZmVyZW5jZRgBIAEoCRIwCghtZWFzdXJlcxgCIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlIuoBCg1QYXJpdHlNZWFzdXJlEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAESDQoFYm91bmQYAyABKAESPQoKY29tcGFyaXNvbhgEIAEoDjIpLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlLkNvbXBhcmlzb24SEwoLbnVtX3NhbXBsZXMYBSABKAUiWQoKQ29tcGFyaXNvbhIaChZDT01QQVJJU09OX1VOU1BFQ0lGSUVEEAASFgoSQ09NUEFSSVNPTl9BVF9NT1NUEAESFwoTQ09NUEFSSVNPTl9BVF9MRUFTVBACKtUCCgRUYXNrEhQKEFRBU0tfVU5TUEVDSUZJRUQQABIYChRUQVNLX1RFWFRfR0VORVJBVElPThABEhIKDlRBU0tfRU1CRURESU5HEAISGwoXVEFTS19TUEVFQ0hfUkVDT0dOSVRJT04QAxIdChlUQVNLX1RFWFQyVEVYVF9HRU5FUkFUSU9OEAQSIQodVEFTS19WT0lDRV9BQ1RJVklUWV9ERVRFQ1RJT04QBRIcChhUQVNLX1RFWFRfQ0xBU1NJRklDQVRJT04QBhIdChlUQVNLX1RPS0VOX0NMQVNTSUZJQ0FUSU9OEAcSEgoOVEFTS19GSUxMX01BU0sQCBIbChdUQVNLX1FVRVNUSU9OX0FOU1dFUklORxAJEiEKHVRBU0tfTkVYVF9TRU5URU5DRV9QUkVESUNUSU9OEAoSGQoVVEFTS19TUEFSU0VfRU1CRURESU5HEAsqdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQAyqFAQoLUHJvYmxlbVR5cGUSHAoYUFJPQkxFTV9UWVBFX1VOU1BFQ0lGSUVEEAASHQoZUFJPQkxFTV9UWVBFX1NJTkdMRV9MQUJFTBABEhwKGFBST0JMRU1fVFlQRV9NVUxUSV9MQUJFTBACEhsKF1BST0JMRU1fVFlQRV9SRUdSRVNTSU9OEANiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSK3BgoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjEjoKDnZvaWNlX2FjdGl2aXR5GBMgASgLMiIuYWltYXNzLm1vZGVsLnYxLlZvaWNlQWN0aXZpdHlTcGVjGjAKDlRvb2xjaGFpbkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilQEKBUdyYXBoEgwKBHJvbGUYASABKAkSDAoEZmlsZRgCIAEoCRIrCgZpbnB1dHMYAyADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIsCgdvdXRwdXRzGAQgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSFQoNZXh0ZXJuYWxfZGF0YRgFIAMoCSI4CgpUZW5zb3JTcGVjEgwKBG5hbWUYASABKAkSDQoFZHR5cGUYAiABKAkSDQoFc2hhcGUYAyADKAkiPgoKQnVuZGxlRmlsZRIMCgRwYXRoGAEgASgJEg4KBnNoYTI1NhgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDIpICCgtEZWNvZGVyU3BlYxISCgpudW1fbGF5ZXJzGAEgASgFEhQKDG51bV9rdl9oZWFkcxgCIAEoBRIQCghoZWFkX2RpbRgDIAEoBRISCgp2b2NhYl9zaXplGAQgASgFEhUKDW1heF9wb3NpdGlvbnMYBSABKAUSEAoIa3ZfZHR5cGUYBiABKAkSFQoNZW9zX3Rva2VuX2lkcxgHIAMoBRI1CghkZWZhdWx0cxgIIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5HZW5lcmF0aW9uRGVmYXVsdHMSPAoPY3Jvc3NfYXR0ZW50aW9uGAkgASgLMiMuYWltYXNzLm1vZGVsLnYxLkNyb3NzQXR0ZW50aW9uU3BlYyJXChJDcm9zc0F0dGVudGlvblNwZWMSEQoJbnVtX2hlYWRzGAEgASgFEhAKCGhlYWRfZGltGAIgASgFEhwKFG1heF9zb3VyY2VfcG9zaXRpb25zGAMgASgFIr4FChVTcGVlY2hSZWNvZ25pdGlvblNwZWMSFAoMbnVtX21lbF9iaW5zGAEgASgFEhYKDnNhbXBsZV9yYXRlX2h6GAIgASgFEhAKCHdpbmRvd19zGAMgASgFEhMKC2hvcF9zYW1wbGVzGAQgASgFEhMKC2ZmdF9zYW1wbGVzGAUgASgFEh0KFW1lbF9jb2x1bW5zX3Blcl9mcmFtZRgGIAEoBRIeChZzdGFydF9vZl90cmFuc2NyaXB0X2lkGAcgASgFEhYKDmVuZF9vZl90ZXh0X2lkGAggASgFEhwKFHN0YXJ0X29mX3ByZXZpb3VzX2lkGAkgASgFEhQKDG5vX3NwZWVjaF9pZBgKIAEoBRIYChBub190aW1lc3RhbXBzX2lkGAsgASgFEhoKEnRpbWVzdGFtcF9iZWdpbl9pZBgMIAEoBRIZChF0aW1lc3RhbXBfc3RlcF9tcxgNIAEoBRIaCg10cmFuc2NyaWJlX2lkGA4gASgFSACIAQESGQoMdHJhbnNsYXRlX2lkGA8gASgFSAGIAQESFwoPaXNfbXVsdGlsaW5ndWFsGBAgASgIEk0KDGxhbmd1YWdlX2lkcxgRIAMoCzI3LmFpbWFzcy5tb2RlbC52MS5TcGVlY2hSZWNvZ25pdGlvblNwZWMuTGFuZ3VhZ2VJZHNFbnRyeRIUCgxzdXBwcmVzc19pZHMYEiADKAUSGgoSYmVnaW5fc3VwcHJlc3NfaWRzGBMgAygFEjcKD2FsaWdubWVudF9oZWFkcxgUIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5BbGlnbm1lbnRIZWFkGjIKEExhbmd1YWdlSWRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgFOgI4AUIQCg5fdHJhbnNjcmliZV9pZEIPCg1fdHJhbnNsYXRlX2lkIm8KEVZvaWNlQWN0aXZpdHlTcGVjEhYKDnNhbXBsZV9yYXRlX2h6GAEgASgFEhUKDWZyYW1lX3NhbXBsZXMYAiABKAUSFwoPY29udGV4dF9zYW1wbGVzGAMgASgFEhIKCnN0YXRlX3NpemUYBCABKAUiLAoNQWxpZ25tZW50SGVhZBINCgVsYXllchgBIAEoBRIMCgRoZWFkGAIgASgFIswBCg1UZXh0MlRleHRTcGVjEhkKEW1heF9zb3VyY2VfdG9rZW5zGAEgASgFEhkKEWRlY29kZXJfc3RhcnRfaWRzGAIgAygFEhoKDWZvcmNlZF9lb3NfaWQYAyABKAVIAIgBARIUCgxzdXBwcmVzc19pZHMYBCADKAUSEQoJbnVtX2JlYW1zGAUgASgFEhYKDmxlbmd0aF9wZW5hbHR5GAYgASgCEhYKDmVhcmx5X3N0b3BwaW5nGAcgASgIQhAKDl9mb3JjZWRfZW9zX2lkIoACChJHZW5lcmF0aW9uRGVmYXVsdHMSGAoLdGVtcGVyYXR1cmUYASABKAJIAIgBARISCgV0b3BfaxgCIAEoBUgBiAEBEhIKBXRvcF9wGAMgASgCSAKIAQESEgoFbWluX3AYBCABKAJIA4gBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYBSABKAJIBIgBARIbCg5tYXhfbmV3X3Rva2VucxgGIAEoBUgFiAEBQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5QhEKD19tYXhfbmV3X3Rva2VucyLaAwoLRW5jb2RlclNwZWMSEwoLaGlkZGVuX3NpemUYASABKAUSEgoKbWF4X3Rva2VucxgCIAEoBRIpCgdwb29saW5nGAMgASgOMhguYWltYXNzLm1vZGVsLnYxLlBvb2xpbmcSEQoJbm9ybWFsaXplGAQgASgIEjoKB3Byb21wdHMYBSADKAsyKS5haW1hc3MubW9kZWwudjEuRW5jb2RlclNwZWMuUHJvbXB0c0VudHJ5Eg4KBmxhYmVscxgGIAMoCRIyCgxwcm9ibGVtX3R5cGUYByABKA4yHC5haW1hc3MubW9kZWwudjEuUHJvYmxlbVR5cGUSGgoNbWFza190b2tlbl9pZBgIIAEoBUgAiAEBEhIKCnZvY2FiX3NpemUYCSABKAUSFgoJdGhyZXNob2xkGAogASgCSAGIAQESMQoLY2FsaWJyYXRpb24YCyABKAsyHC5haW1hc3MubW9kZWwudjEuQ2FsaWJyYXRpb24SGQoRbGFiZWxfdHJhbnNpdGlvbnMYDCADKAIaLgoMUHJvbXB0c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCEAoOX21hc2tfdG9rZW5faWRCDAoKX3RocmVzaG9sZCK6AQoLQ2FsaWJyYXRpb24SEwoLdGVtcGVyYXR1cmUYASABKAESLwoGcG9pbnRzGAIgAygLMh8uYWltYXNzLm1vZGVsLnYxLk9wZXJhdGluZ1BvaW50EhIKCm51bV9maXR0ZWQYAyABKAUSFAoMbnVtX21lYXN1cmVkGAQgASgFEhAKCGFjY3VyYWN5GAUgASgBEhQKDGVycm9yX2JlZm9yZRgGIAEoARITCgtlcnJvcl9hZnRlchgHIAEoASJkCg5PcGVyYXRpbmdQb2ludBIRCglwcmVjaXNpb24YASABKAESEQoJdGhyZXNob2xkGAIgASgBEhoKEm1lYXN1cmVkX3ByZWNpc2lvbhgDIAEoARIQCghjb3ZlcmFnZRgEIAEoASLQAQoNVG9rZW5pemVyU3BlYxIMCgRmaWxlGAEgASgJEhQKDHBhZF90b2tlbl9pZBgCIAEoBRIaChJjaGF0X3RlbXBsYXRlX2ZpbGUYAyABKAkSSQoOc3BlY2lhbF90b2tlbnMYBCADKAsyMS5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYy5TcGVjaWFsVG9rZW5zRW50cnkaNAoSU3BlY2lhbFRva2Vuc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiUwoMUGFyaXR5UmVjb3JkEhEKCXJlZmVyZW5jZRgBIAEoCRIwCghtZWFzdXJlcxgCIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlIuoBCg1QYXJpdHlNZWFzdXJlEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAESDQoFYm91bmQYAyABKAESPQoKY29tcGFyaXNvbhgEIAEoDjIpLmFpbWFzcy5tb2RlbC52MS5QYXJpdHlNZWFzdXJlLkNvbXBhcmlzb24SEwoLbnVtX3NhbXBsZXMYBSABKAUiWQoKQ29tcGFyaXNvbhIaChZDT01QQVJJU09OX1VOU1BFQ0lGSUVEEAASFgoSQ09NUEFSSVNPTl9BVF9NT1NUEAESFwoTQ09NUEFSSVNPTl9BVF9MRUFTVBACKtUCCgRUYXNrEhQKEFRBU0tfVU5TUEVDSUZJRUQQABIYChRUQVNLX1RFWFRfR0VORVJBVElPThABEhIKDlRBU0tfRU1CRURESU5HEAISGwoXVEFTS19TUEVFQ0hfUkVDT0dOSVRJT04QAxIdChlUQVNLX1RFWFQyVEVYVF9HRU5FUkFUSU9OEAQSIQodVEFTS19WT0lDRV9BQ1RJVklUWV9ERVRFQ1RJT04QBRIcChhUQVNLX1RFWFRfQ0xBU1NJRklDQVRJT04QBhIdChlUQVNLX1RPS0VOX0NMQVNTSUZJQ0FUSU9OEAcSEgoOVEFTS19GSUxMX01BU0sQCBIbChdUQVNLX1FVRVNUSU9OX0FOU1dFUklORxAJEiEKHVRBU0tfTkVYVF9TRU5URU5DRV9QUkVESUNUSU9OEAoSGQoVVEFTS19TUEFSU0VfRU1CRURESU5HEAsqdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQAyqFAQoLUHJvYmxlbVR5cGUSHAoYUFJPQkxFTV9UWVBFX1VOU1BFQ0lGSUVEEAASHQoZUFJPQkxFTV9UWVBFX1NJTkdMRV9MQUJFTBABEhwKGFBST0JMRU1fVFlQRV9NVUxUSV9MQUJFTBACEhsKF1BST0JMRU1fVFlQRV9SRUdSRVNTSU9OEANiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * ModelManifest describes a bundle: `manifest.json` in the bundle's folder is this message as JSON.
@@ -813,6 +813,21 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
    * @generated from field: optional float threshold = 10;
    */
   threshold?: number | undefined;
+
+  /**
+   * Optional. Classification: how its scores were calibrated on labelled texts that it was not trained on.
+   *
+   * @generated from field: aimass.model.v1.Calibration calibration = 11;
+   */
+  calibration?: Calibration | undefined;
+
+  /**
+   * Optional. Token classification: score of each label after each other, [labels * labels], the label before
+   * varying slowest; labels are then chosen together (a conditional random field). Empty: each for itself.
+   *
+   * @generated from field: repeated float label_transitions = 12;
+   */
+  labelTransitions: number[];
 };
 
 /**
@@ -821,6 +836,111 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
  */
 export const EncoderSpecSchema: GenMessage<EncoderSpec> = /*@__PURE__*/
   messageDesc(file_aimass_model_v1_manifest, 11);
+
+/**
+ * Calibration says how logits are scaled so that scores tell how often they are right, and what that gained.
+ *
+ * @generated from message aimass.model.v1.Calibration
+ */
+export type Calibration = Message<"aimass.model.v1.Calibration"> & {
+  /**
+   * Required. Logits are divided by this, above 0, before they become scores (Guo et al., arXiv 1706.04599).
+   *
+   * @generated from field: double temperature = 1;
+   */
+  temperature: number;
+
+  /**
+   * Optional. Least scores for stated precisions, by rising precision.
+   *
+   * @generated from field: repeated aimass.model.v1.OperatingPoint points = 2;
+   */
+  points: OperatingPoint[];
+
+  /**
+   * Required. Labelled texts that temperature and points were fitted on.
+   *
+   * @generated from field: int32 num_fitted = 3;
+   */
+  numFitted: number;
+
+  /**
+   * Required. What is said to be measured, here and in points, was measured on so many other texts.
+   *
+   * @generated from field: int32 num_measured = 4;
+   */
+  numMeasured: number;
+
+  /**
+   * Required. Measured: share of texts whose best label is right, 0 to 1.
+   *
+   * @generated from field: double accuracy = 5;
+   */
+  accuracy: number;
+
+  /**
+   * Required. Measured: expected calibration error of the plain scores, in 15 bins, 0 to 1.
+   *
+   * @generated from field: double error_before = 6;
+   */
+  errorBefore: number;
+
+  /**
+   * Required. Measured: the same of the calibrated scores.
+   *
+   * @generated from field: double error_after = 7;
+   */
+  errorAfter: number;
+};
+
+/**
+ * Describes the message aimass.model.v1.Calibration.
+ * Use `create(CalibrationSchema)` to create a new message.
+ */
+export const CalibrationSchema: GenMessage<Calibration> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 12);
+
+/**
+ * OperatingPoint is a least score and how often a best label that reaches it is right.
+ *
+ * @generated from message aimass.model.v1.OperatingPoint
+ */
+export type OperatingPoint = Message<"aimass.model.v1.OperatingPoint"> & {
+  /**
+   * Required. Precision that was aimed at, above 0 and at most 1.
+   *
+   * @generated from field: double precision = 1;
+   */
+  precision: number;
+
+  /**
+   * Required. The least score that reached it on the fitted texts, 0 to 1.
+   *
+   * @generated from field: double threshold = 2;
+   */
+  threshold: number;
+
+  /**
+   * Required. Measured: share of right labels among those that reach the threshold, 0 to 1.
+   *
+   * @generated from field: double measured_precision = 3;
+   */
+  measuredPrecision: number;
+
+  /**
+   * Required. Measured: share of texts whose best label reaches the threshold, 0 to 1.
+   *
+   * @generated from field: double coverage = 4;
+   */
+  coverage: number;
+};
+
+/**
+ * Describes the message aimass.model.v1.OperatingPoint.
+ * Use `create(OperatingPointSchema)` to create a new message.
+ */
+export const OperatingPointSchema: GenMessage<OperatingPoint> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 13);
 
 /**
  * TokenizerSpec is how text becomes tokens.
@@ -862,7 +982,7 @@ export type TokenizerSpec = Message<"aimass.model.v1.TokenizerSpec"> & {
  * Use `create(TokenizerSpecSchema)` to create a new message.
  */
 export const TokenizerSpecSchema: GenMessage<TokenizerSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 12);
+  messageDesc(file_aimass_model_v1_manifest, 14);
 
 /**
  * ParityRecord is what the export measured against the reference on the same weights.
@@ -890,7 +1010,7 @@ export type ParityRecord = Message<"aimass.model.v1.ParityRecord"> & {
  * Use `create(ParityRecordSchema)` to create a new message.
  */
 export const ParityRecordSchema: GenMessage<ParityRecord> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 13);
+  messageDesc(file_aimass_model_v1_manifest, 15);
 
 /**
  * ParityMeasure is one number and the bound it was held to.
@@ -939,7 +1059,7 @@ export type ParityMeasure = Message<"aimass.model.v1.ParityMeasure"> & {
  * Use `create(ParityMeasureSchema)` to create a new message.
  */
 export const ParityMeasureSchema: GenMessage<ParityMeasure> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 14);
+  messageDesc(file_aimass_model_v1_manifest, 16);
 
 /**
  * Comparison says which side of a bound is good.
@@ -973,7 +1093,7 @@ export enum ParityMeasure_Comparison {
  * Describes the enum aimass.model.v1.ParityMeasure.Comparison.
  */
 export const ParityMeasure_ComparisonSchema: GenEnum<ParityMeasure_Comparison> = /*@__PURE__*/
-  enumDesc(file_aimass_model_v1_manifest, 14, 0);
+  enumDesc(file_aimass_model_v1_manifest, 16, 0);
 
 /**
  * Task is what a model is for.
