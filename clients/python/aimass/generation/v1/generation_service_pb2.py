@@ -28,43 +28,43 @@ from aimass.generation.v1 import prompt_pb2 as aimass_dot_generation_dot_v1_dot_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-aimass/generation/v1/generation_service.proto\x12\x14\x61imass.generation.v1\x1a\x1c\x61imass/common/v1/usage.proto\x1a\"aimass/generation/v1/options.proto\x1a!aimass/generation/v1/prompt.proto\x1a\x1egoogle/protobuf/duration.proto\"\x81\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x33\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.aimass.generation.v1.TokenIdsH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.aimass.generation.v1.SamplingOptions\x12\x37\n\x08stopping\x18\x06 \x01(\x0b\x32%.aimass.generation.v1.StoppingOptions\x12\x33\n\x06output\x18\x07 \x01(\x0b\x32#.aimass.generation.v1.OutputOptions\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12-\n\ntime_limit\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x15\n\rnum_sequences\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x37\n\x08guidance\x18\r \x01(\x0b\x32%.aimass.generation.v1.GuidanceOptionsB\x08\n\x06prompt\"\xb2\x01\n\x10GenerateResponse\x12\x37\n\x0bprompt_info\x18\x01 \x01(\x0b\x32 .aimass.generation.v1.PromptInfoH\x00\x12,\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1b.aimass.generation.v1.DeltaH\x00\x12.\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.aimass.generation.v1.FinishH\x00\x42\x07\n\x05\x65vent\"\x81\x04\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x33\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.aimass.generation.v1.TokenIdsH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.aimass.generation.v1.SamplingOptions\x12\x37\n\x08stopping\x18\x06 \x01(\x0b\x32%.aimass.generation.v1.StoppingOptions\x12\x33\n\x06output\x18\x07 \x01(\x0b\x32#.aimass.generation.v1.OutputOptions\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12-\n\ntime_limit\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x15\n\rnum_sequences\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x37\n\x08guidance\x18\r \x01(\x0b\x32%.aimass.generation.v1.GuidanceOptionsB\x08\n\x06prompt\"\x83\x02\n\x10\x43ompleteResponse\x12\x35\n\x0bprompt_info\x18\x01 \x01(\x0b\x32 .aimass.generation.v1.PromptInfo\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x34\n\x08logprobs\x18\x04 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12,\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x1c.aimass.generation.v1.Finish\x12\x33\n\x07\x66urther\x18\x06 \x03(\x0b\x32\".aimass.generation.v1.Continuation\"\x93\x01\n\x0c\x43ontinuation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x34\n\x08logprobs\x18\x03 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12,\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.aimass.generation.v1.Finish\"\x93\x01\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x42\x07\n\x05_seed\"v\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x34\n\x08logprobs\x18\x03 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12\x16\n\x0esequence_index\x18\x04 \x01(\x05\"k\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x38\n\ncandidates\x18\x03 \x03(\x0b\x32$.aimass.generation.v1.TokenCandidate\"3\n\x0eTokenCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xe3\x01\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".aimass.generation.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\x05H\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\x12\x16\n\x0esequence_index\x18\x06 \x01(\x05\x42\t\n\x07matched\"l\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x03 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\xe1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x1c\n\x18\x46INISH_REASON_STOP_TOKEN\x10\x03\x12 \n\x1c\x46INISH_REASON_MAX_NEW_TOKENS\x10\x04\x12\x1e\n\x1a\x46INISH_REASON_CONTEXT_FULL\x10\x05\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x06\x32\x87\x03\n\x11GenerationService\x12[\n\x08Generate\x12%.aimass.generation.v1.GenerateRequest\x1a&.aimass.generation.v1.GenerateResponse0\x01\x12Y\n\x08\x43omplete\x12%.aimass.generation.v1.CompleteRequest\x1a&.aimass.generation.v1.CompleteResponse\x12Y\n\x08Tokenize\x12%.aimass.generation.v1.TokenizeRequest\x1a&.aimass.generation.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.aimass.generation.v1.DetokenizeRequest\x1a(.aimass.generation.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-aimass/generation/v1/generation_service.proto\x12\x14\x61imass.generation.v1\x1a\x1c\x61imass/common/v1/usage.proto\x1a\"aimass/generation/v1/options.proto\x1a!aimass/generation/v1/prompt.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb3\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x33\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.aimass.generation.v1.TokenIdsH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.aimass.generation.v1.SamplingOptions\x12\x37\n\x08stopping\x18\x06 \x01(\x0b\x32%.aimass.generation.v1.StoppingOptions\x12\x33\n\x06output\x18\x07 \x01(\x0b\x32#.aimass.generation.v1.OutputOptions\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12-\n\ntime_limit\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x15\n\rnum_sequences\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x37\n\x08guidance\x18\r \x01(\x0b\x32%.aimass.generation.v1.GuidanceOptions\x12\x30\n\x05\x62\x65\x61ms\x18\x0e \x01(\x0b\x32!.aimass.generation.v1.BeamOptionsB\x08\n\x06prompt\"\xb2\x01\n\x10GenerateResponse\x12\x37\n\x0bprompt_info\x18\x01 \x01(\x0b\x32 .aimass.generation.v1.PromptInfoH\x00\x12,\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1b.aimass.generation.v1.DeltaH\x00\x12.\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.aimass.generation.v1.FinishH\x00\x42\x07\n\x05\x65vent\"\xb3\x04\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x33\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.aimass.generation.v1.TokenIdsH\x00\x12\x30\n\x04\x63hat\x18\x04 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.aimass.generation.v1.SamplingOptions\x12\x37\n\x08stopping\x18\x06 \x01(\x0b\x32%.aimass.generation.v1.StoppingOptions\x12\x33\n\x06output\x18\x07 \x01(\x0b\x32#.aimass.generation.v1.OutputOptions\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12-\n\ntime_limit\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x15\n\rnum_sequences\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x37\n\x08guidance\x18\r \x01(\x0b\x32%.aimass.generation.v1.GuidanceOptions\x12\x30\n\x05\x62\x65\x61ms\x18\x0e \x01(\x0b\x32!.aimass.generation.v1.BeamOptionsB\x08\n\x06prompt\"\x83\x02\n\x10\x43ompleteResponse\x12\x35\n\x0bprompt_info\x18\x01 \x01(\x0b\x32 .aimass.generation.v1.PromptInfo\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x34\n\x08logprobs\x18\x04 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12,\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x1c.aimass.generation.v1.Finish\x12\x33\n\x07\x66urther\x18\x06 \x03(\x0b\x32\".aimass.generation.v1.Continuation\"\x93\x01\n\x0c\x43ontinuation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x34\n\x08logprobs\x18\x03 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12,\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x1c.aimass.generation.v1.Finish\"\xd0\x01\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\x05\x12;\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprobB\x07\n\x05_seed\"v\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x34\n\x08logprobs\x18\x03 \x03(\x0b\x32\".aimass.generation.v1.TokenLogprob\x12\x16\n\x0esequence_index\x18\x04 \x01(\x05\"k\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x38\n\ncandidates\x18\x03 \x03(\x0b\x32$.aimass.generation.v1.TokenCandidate\"3\n\x0eTokenCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xe3\x01\n\x06\x46inish\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".aimass.generation.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x02 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x03 \x01(\x05H\x00\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\x12\x16\n\x0esequence_index\x18\x06 \x01(\x05\x42\t\n\x07matched\"l\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\x04\x63hat\x18\x03 \x01(\x0b\x32 .aimass.generation.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"R\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\xe1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x1c\n\x18\x46INISH_REASON_STOP_TOKEN\x10\x03\x12 \n\x1c\x46INISH_REASON_MAX_NEW_TOKENS\x10\x04\x12\x1e\n\x1a\x46INISH_REASON_CONTEXT_FULL\x10\x05\x12\x1c\n\x18\x46INISH_REASON_TIME_LIMIT\x10\x06\x32\x87\x03\n\x11GenerationService\x12[\n\x08Generate\x12%.aimass.generation.v1.GenerateRequest\x1a&.aimass.generation.v1.GenerateResponse0\x01\x12Y\n\x08\x43omplete\x12%.aimass.generation.v1.CompleteRequest\x1a&.aimass.generation.v1.CompleteResponse\x12Y\n\x08Tokenize\x12%.aimass.generation.v1.TokenizeRequest\x1a&.aimass.generation.v1.TokenizeResponse\x12_\n\nDetokenize\x12\'.aimass.generation.v1.DetokenizeRequest\x1a(.aimass.generation.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.generation.v1.generation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2761
-  _globals['_FINISHREASON']._serialized_end=2986
+  _globals['_FINISHREASON']._serialized_start=2922
+  _globals['_FINISHREASON']._serialized_end=3147
   _globals['_GENERATEREQUEST']._serialized_start=205
-  _globals['_GENERATEREQUEST']._serialized_end=718
-  _globals['_GENERATERESPONSE']._serialized_start=721
-  _globals['_GENERATERESPONSE']._serialized_end=899
-  _globals['_COMPLETEREQUEST']._serialized_start=902
-  _globals['_COMPLETEREQUEST']._serialized_end=1415
-  _globals['_COMPLETERESPONSE']._serialized_start=1418
-  _globals['_COMPLETERESPONSE']._serialized_end=1677
-  _globals['_CONTINUATION']._serialized_start=1680
-  _globals['_CONTINUATION']._serialized_end=1827
-  _globals['_PROMPTINFO']._serialized_start=1830
-  _globals['_PROMPTINFO']._serialized_end=1977
-  _globals['_DELTA']._serialized_start=1979
-  _globals['_DELTA']._serialized_end=2097
-  _globals['_TOKENLOGPROB']._serialized_start=2099
-  _globals['_TOKENLOGPROB']._serialized_end=2206
-  _globals['_TOKENCANDIDATE']._serialized_start=2208
-  _globals['_TOKENCANDIDATE']._serialized_end=2259
-  _globals['_FINISH']._serialized_start=2262
-  _globals['_FINISH']._serialized_end=2489
-  _globals['_TOKENIZEREQUEST']._serialized_start=2491
-  _globals['_TOKENIZEREQUEST']._serialized_end=2599
-  _globals['_TOKENIZERESPONSE']._serialized_start=2601
-  _globals['_TOKENIZERESPONSE']._serialized_end=2638
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2640
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2722
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2724
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2758
-  _globals['_GENERATIONSERVICE']._serialized_start=2989
-  _globals['_GENERATIONSERVICE']._serialized_end=3380
+  _globals['_GENERATEREQUEST']._serialized_end=768
+  _globals['_GENERATERESPONSE']._serialized_start=771
+  _globals['_GENERATERESPONSE']._serialized_end=949
+  _globals['_COMPLETEREQUEST']._serialized_start=952
+  _globals['_COMPLETEREQUEST']._serialized_end=1515
+  _globals['_COMPLETERESPONSE']._serialized_start=1518
+  _globals['_COMPLETERESPONSE']._serialized_end=1777
+  _globals['_CONTINUATION']._serialized_start=1780
+  _globals['_CONTINUATION']._serialized_end=1927
+  _globals['_PROMPTINFO']._serialized_start=1930
+  _globals['_PROMPTINFO']._serialized_end=2138
+  _globals['_DELTA']._serialized_start=2140
+  _globals['_DELTA']._serialized_end=2258
+  _globals['_TOKENLOGPROB']._serialized_start=2260
+  _globals['_TOKENLOGPROB']._serialized_end=2367
+  _globals['_TOKENCANDIDATE']._serialized_start=2369
+  _globals['_TOKENCANDIDATE']._serialized_end=2420
+  _globals['_FINISH']._serialized_start=2423
+  _globals['_FINISH']._serialized_end=2650
+  _globals['_TOKENIZEREQUEST']._serialized_start=2652
+  _globals['_TOKENIZEREQUEST']._serialized_end=2760
+  _globals['_TOKENIZERESPONSE']._serialized_start=2762
+  _globals['_TOKENIZERESPONSE']._serialized_end=2799
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2801
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2883
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2885
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2919
+  _globals['_GENERATIONSERVICE']._serialized_start=3150
+  _globals['_GENERATIONSERVICE']._serialized_end=3541
 # @@protoc_insertion_point(module_scope)

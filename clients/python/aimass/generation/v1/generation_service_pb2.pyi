@@ -82,6 +82,7 @@ class GenerateRequest(_message.Message):
     NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     GUIDANCE_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Required. Name of a served model, or `name@version`; without a version, the newest that is ready."""
     text: _builtins.str
@@ -131,6 +132,10 @@ class GenerateRequest(_message.Message):
     def guidance(self) -> _options_pb2.GuidanceOptions:
         """Optional. Hold the text to a JSON schema, a regular expression, choices or a grammar."""
 
+    @_builtins.property
+    def beams(self) -> _options_pb2.BeamOptions:
+        """Optional. Search with beams. Unset fields take the model's defaults."""
+
     def __init__(
         self,
         *,
@@ -147,10 +152,11 @@ class GenerateRequest(_message.Message):
         num_sequences: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
         guidance: _options_pb2.GuidanceOptions | None = ...,
+        beams: _options_pb2.BeamOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -215,6 +221,7 @@ class CompleteRequest(_message.Message):
     NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     GUIDANCE_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Required. Name of a served model, or `name@version`; without a version, the newest that is ready."""
     text: _builtins.str
@@ -264,6 +271,10 @@ class CompleteRequest(_message.Message):
     def guidance(self) -> _options_pb2.GuidanceOptions:
         """Optional. Hold the text to a JSON schema, a regular expression, choices or a grammar."""
 
+    @_builtins.property
+    def beams(self) -> _options_pb2.BeamOptions:
+        """Optional. Search with beams. Unset fields take the model's defaults."""
+
     def __init__(
         self,
         *,
@@ -280,10 +291,11 @@ class CompleteRequest(_message.Message):
         num_sequences: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
         guidance: _options_pb2.GuidanceOptions | None = ...,
+        beams: _options_pb2.BeamOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -395,6 +407,7 @@ class PromptInfo(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. The request's name in logs and traces."""
     model: _builtins.str
@@ -409,6 +422,12 @@ class PromptInfo(_message.Message):
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output only. The prompt's token ids, when OutputOptions.prompt_token_ids asked for them."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Output only. One entry for each token of the prompt but the first, which nothing stands before; when
+        OutputOptions.prompt_logprobs asked for them.
+        """
+
     def __init__(
         self,
         *,
@@ -418,10 +437,11 @@ class PromptInfo(_message.Message):
         prompt_tokens: _builtins.int = ...,
         seed: _builtins.int | None = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "model", b"model", "model_version", b"model_version", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "model", b"model", "model_version", b"model_version", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

@@ -70,7 +70,8 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
         The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
-        With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
+        With several sequences, their Deltas mix, and each sequence ends with a Finish of its own. A beam search gives
+        its text in one Delta, at the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,8 @@ class GenerationServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]
     """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
     The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
-    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
+    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own. A beam search gives
+    its text in one Delta, at the end.
     """
     Complete: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.CompleteRequest, _generation_service_pb2.CompleteResponse]
     """Complete returns the whole continuation in one message."""
@@ -61,7 +62,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
     The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
-    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
+    With several sequences, their Deltas mix, and each sequence ends with a Finish of its own. A beam search gives
+    its text in one Delta, at the end.
     """
     Complete: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.CompleteRequest, _generation_service_pb2.CompleteResponse]  # type: ignore[assignment]
     """Complete returns the whole continuation in one message."""
@@ -85,7 +87,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_service_pb2.GenerateResponse], _abc.AsyncIterator[_generation_service_pb2.GenerateResponse]]:
         """Generate streams the continuation: one PromptInfo, then Deltas as text becomes final, then one Finish.
         The texts of all Deltas, joined, are the text that Complete returns for the same request and seed.
-        With several sequences, their Deltas mix, and each sequence ends with a Finish of its own.
+        With several sequences, their Deltas mix, and each sequence ends with a Finish of its own. A beam search gives
+        its text in one Delta, at the end.
         """
 
     @_abc_1.abstractmethod

@@ -209,6 +209,7 @@ class OutputOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     token_ids: _builtins.bool
     """Optional. Send the token ids of the continuation. Default false."""
     logprobs: _builtins.bool
@@ -217,6 +218,11 @@ class OutputOptions(_message.Message):
     """Optional. With logprobs, also send this many most probable tokens at each place. Range 0 to 20. Default 0."""
     prompt_token_ids: _builtins.bool
     """Optional. Send the prompt's token ids in PromptInfo. Default false."""
+    prompt_logprobs: _builtins.bool
+    """Optional. Send the log-probability of each token of the prompt in PromptInfo; with top_logprobs also the most
+    probable tokens at each place. Such a prompt is computed whole, whatever the server knows of its start. Not for
+    models that read a source, nor with beams. Default false.
+    """
     def __init__(
         self,
         *,
@@ -224,14 +230,78 @@ class OutputOptions(_message.Message):
         logprobs: _builtins.bool = ...,
         top_logprobs: _builtins.int = ...,
         prompt_token_ids: _builtins.bool = ...,
+        prompt_logprobs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
+
+@_typing.final
+class BeamOptions(_message.Message):
+    """BeamOptions asks for a beam search: several texts are written side by side, and the one that is most probable
+    as a whole is the answer. Unset fields take the model's defaults, which for many models that translate or
+    summarise are more than one beam.
+
+    The text comes whole, in one Delta, because beams are chosen at the end only. With more than one beam, or
+    no_repeat_ngram_size, a request may not sample (temperature above 0, top_k, top_p, min_p, typical_p, seed), ask
+    for several sequences, logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be guided: each is
+    refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request instead.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    num_beams: _builtins.int
+    """Optional. Texts that are written side by side; 1 is greedy. Range 1 to 16, and to the server's bound."""
+    length_penalty: _builtins.float
+    """Optional. A finished text's score is its log-probability divided by its length to this power: above 0 favours
+    long texts. Range -10 to 10.
+    """
+    early_stopping: _builtins.bool
+    """Optional. End as soon as num_beams texts are finished; else when no unfinished one looks better than the worst
+    of them.
+    """
+    no_repeat_ngram_size: _builtins.int
+    """Optional. No run of this many tokens occurs twice, the prompt of a decoder included; 0 allows all.
+    Range 0 to 64.
+    """
+    def __init__(
+        self,
+        *,
+        num_beams: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: _builtins.bool | None = ...,
+        no_repeat_ngram_size: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_length_penalty", b"_length_penalty", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_beams", b"_num_beams", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_beams", b"num_beams"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_length_penalty", b"_length_penalty", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_beams", b"_num_beams", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_beams", b"num_beams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__early_stopping: _TypeAlias = _typing.Literal["early_stopping"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofArgType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["_no_repeat_ngram_size", b"_no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofReturnType__num_beams: _TypeAlias = _typing.Literal["num_beams"]  # noqa: Y015
+    _WhichOneofArgType__num_beams: _TypeAlias = _typing.Literal["_num_beams", b"_num_beams"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping) -> _WhichOneofReturnType__early_stopping | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_repeat_ngram_size) -> _WhichOneofReturnType__no_repeat_ngram_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_beams) -> _WhichOneofReturnType__num_beams | None: ...
+
+Global___BeamOptions: _TypeAlias = BeamOptions  # noqa: Y015
 
 @_typing.final
 class GuidanceOptions(_message.Message):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!aimass/generation/v1/prompt.proto\x12\x14\x61imass.generation.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"A\n\nChatPrompt\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.aimass.generation.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!aimass/generation/v1/prompt.proto\x12\x14\x61imass.generation.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"P\n\nChatPrompt\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.aimass.generation.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\"N\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x12\n\ntool_calls\x18\x03 \x03(\t\x12\x0c\n\x04name\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=59
   _globals['_TOKENIDS']._serialized_end=82
   _globals['_CHATPROMPT']._serialized_start=84
-  _globals['_CHATPROMPT']._serialized_end=149
-  _globals['_CHATMESSAGE']._serialized_start=151
-  _globals['_CHATMESSAGE']._serialized_end=195
+  _globals['_CHATPROMPT']._serialized_end=164
+  _globals['_CHATMESSAGE']._serialized_start=166
+  _globals['_CHATMESSAGE']._serialized_end=244
 # @@protoc_insertion_point(module_scope)

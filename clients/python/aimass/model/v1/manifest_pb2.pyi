@@ -213,6 +213,7 @@ class ModelManifest(_message.Message):
     SPEECH_RECOGNITION_FIELD_NUMBER: _builtins.int
     TEXT2TEXT_FIELD_NUMBER: _builtins.int
     VOICE_ACTIVITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -229,6 +230,8 @@ class ModelManifest(_message.Message):
     """Required. SPDX identifier or short name of the weights' licence; `unknown` when nobody said."""
     source: _builtins.str
     """Required. Where the weights came from: a catalogue name, a hub id, or the name of a folder."""
+    adapter: _builtins.str
+    """Optional. Name of the LoRA adapter that was merged into the weights; empty for the weights as they came."""
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Graph]:
         """Required. The graphs of the bundle, by role."""
@@ -295,10 +298,11 @@ class ModelManifest(_message.Message):
         speech_recognition: Global___SpeechRecognitionSpec | None = ...,
         text2text: Global___Text2TextSpec | None = ...,
         voice_activity: Global___VoiceActivitySpec | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +712,8 @@ class Text2TextSpec(_message.Message):
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     max_source_tokens: _builtins.int
     """Required. Longest source in tokens, special tokens included."""
     forced_eos_id: _builtins.int
@@ -718,6 +724,10 @@ class Text2TextSpec(_message.Message):
     """Required. Power of the length that a beam's score is divided by."""
     early_stopping: _builtins.bool
     """Required. Whether a search ends as soon as it has as many finished outputs as beams."""
+    no_repeat_ngram_size: _builtins.int
+    """Optional. No run of this many tokens occurs twice in an output; 0 allows all."""
+    min_new_tokens: _builtins.int
+    """Optional. Tokens an output has at least when a request does not say."""
     @_builtins.property
     def decoder_start_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Required. Tokens every output begins with; they are fed, not generated, and not part of the text."""
@@ -736,10 +746,12 @@ class Text2TextSpec(_message.Message):
         num_beams: _builtins.int = ...,
         length_penalty: _builtins.float = ...,
         early_stopping: _builtins.bool = ...,
+        no_repeat_ngram_size: _builtins.int = ...,
+        min_new_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id", "forced_eos_id", b"forced_eos_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id", "decoder_start_ids", b"decoder_start_ids", "early_stopping", b"early_stopping", "forced_eos_id", b"forced_eos_id", "length_penalty", b"length_penalty", "max_source_tokens", b"max_source_tokens", "num_beams", b"num_beams", "suppress_ids", b"suppress_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id", "decoder_start_ids", b"decoder_start_ids", "early_stopping", b"early_stopping", "forced_eos_id", b"forced_eos_id", "length_penalty", b"length_penalty", "max_source_tokens", b"max_source_tokens", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_beams", b"num_beams", "suppress_ids", b"suppress_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_eos_id: _TypeAlias = _typing.Literal["forced_eos_id"]  # noqa: Y015
     _WhichOneofArgType__forced_eos_id: _TypeAlias = _typing.Literal["_forced_eos_id", b"_forced_eos_id"]  # noqa: Y015

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/generation/v1/options.proto.
  */
 export const file_aimass_generation_v1_options: GenFile = /*@__PURE__*/
-  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSKQBAoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBEhYKCXR5cGljYWxfcBgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgJIAEoAkgIiAEBEkgKCmxvZ2l0X2JpYXMYCiADKAsyNC5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMuTG9naXRCaWFzRW50cnkSGQoRYWxsb3dlZF90b2tlbl9pZHMYCyADKAUaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgCOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIHCgVfc2VlZEIMCgpfdHlwaWNhbF9wQhQKEl9mcmVxdWVuY3lfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eSK4AQoPU3RvcHBpbmdPcHRpb25zEhsKDm1heF9uZXdfdG9rZW5zGAEgASgFSACIAQESFgoObWluX25ld190b2tlbnMYAiABKAUSFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhsKE2luY2x1ZGVfc3RvcF9zdHJpbmcYBSABKAgSEgoKaWdub3JlX2VvcxgGIAEoCEIRCg9fbWF4X25ld190b2tlbnMiZAoNT3V0cHV0T3B0aW9ucxIRCgl0b2tlbl9pZHMYASABKAgSEAoIbG9ncHJvYnMYAiABKAgSFAoMdG9wX2xvZ3Byb2JzGAMgASgFEhgKEHByb21wdF90b2tlbl9pZHMYBCABKAgiowEKD0d1aWRhbmNlT3B0aW9ucxIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASNgoGY2hvaWNlGAMgASgLMiQuYWltYXNzLmdlbmVyYXRpb24udjEuR3VpZGFuY2VDaG9pY2VIABIRCgdncmFtbWFyGAQgASgJSAASFQoLanNvbl9vYmplY3QYBSABKAhIAEIGCgRmb3JtIh8KDkd1aWRhbmNlQ2hvaWNlEg0KBXRleHRzGAEgAygJYgZwcm90bzM");
+  fileDesc("CiJhaW1hc3MvZ2VuZXJhdGlvbi92MS9vcHRpb25zLnByb3RvEhRhaW1hc3MuZ2VuZXJhdGlvbi52MSKQBAoPU2FtcGxpbmdPcHRpb25zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESEQoEc2VlZBgGIAEoBEgFiAEBEhYKCXR5cGljYWxfcBgHIAEoAkgGiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GAggASgCSAeIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgJIAEoAkgIiAEBEkgKCmxvZ2l0X2JpYXMYCiADKAsyNC5haW1hc3MuZ2VuZXJhdGlvbi52MS5TYW1wbGluZ09wdGlvbnMuTG9naXRCaWFzRW50cnkSGQoRYWxsb3dlZF90b2tlbl9pZHMYCyADKAUaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgCOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIHCgVfc2VlZEIMCgpfdHlwaWNhbF9wQhQKEl9mcmVxdWVuY3lfcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eSK4AQoPU3RvcHBpbmdPcHRpb25zEhsKDm1heF9uZXdfdG9rZW5zGAEgASgFSACIAQESFgoObWluX25ld190b2tlbnMYAiABKAUSFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhsKE2luY2x1ZGVfc3RvcF9zdHJpbmcYBSABKAgSEgoKaWdub3JlX2VvcxgGIAEoCEIRCg9fbWF4X25ld190b2tlbnMifQoNT3V0cHV0T3B0aW9ucxIRCgl0b2tlbl9pZHMYASABKAgSEAoIbG9ncHJvYnMYAiABKAgSFAoMdG9wX2xvZ3Byb2JzGAMgASgFEhgKEHByb21wdF90b2tlbl9pZHMYBCABKAgSFwoPcHJvbXB0X2xvZ3Byb2JzGAUgASgIIs8BCgtCZWFtT3B0aW9ucxIWCgludW1fYmVhbXMYASABKAVIAIgBARIbCg5sZW5ndGhfcGVuYWx0eRgCIAEoAkgBiAEBEhsKDmVhcmx5X3N0b3BwaW5nGAMgASgISAKIAQESIQoUbm9fcmVwZWF0X25ncmFtX3NpemUYBCABKAVIA4gBAUIMCgpfbnVtX2JlYW1zQhEKD19sZW5ndGhfcGVuYWx0eUIRCg9fZWFybHlfc3RvcHBpbmdCFwoVX25vX3JlcGVhdF9uZ3JhbV9zaXplIqMBCg9HdWlkYW5jZU9wdGlvbnMSFQoLanNvbl9zY2hlbWEYASABKAlIABIPCgVyZWdleBgCIAEoCUgAEjYKBmNob2ljZRgDIAEoCzIkLmFpbWFzcy5nZW5lcmF0aW9uLnYxLkd1aWRhbmNlQ2hvaWNlSAASEQoHZ3JhbW1hchgEIAEoCUgAEhUKC2pzb25fb2JqZWN0GAUgASgISABCBgoEZm9ybSIfCg5HdWlkYW5jZUNob2ljZRINCgV0ZXh0cxgBIAMoCWIGcHJvdG8z");
 
 /**
  * SamplingOptions says how the next token is chosen.
@@ -201,6 +201,15 @@ export type OutputOptions = Message<"aimass.generation.v1.OutputOptions"> & {
    * @generated from field: bool prompt_token_ids = 4;
    */
   promptTokenIds: boolean;
+
+  /**
+   * Optional. Send the log-probability of each token of the prompt in PromptInfo; with top_logprobs also the most
+   * probable tokens at each place. Such a prompt is computed whole, whatever the server knows of its start. Not for
+   * models that read a source, nor with beams. Default false.
+   *
+   * @generated from field: bool prompt_logprobs = 5;
+   */
+  promptLogprobs: boolean;
 };
 
 /**
@@ -209,6 +218,58 @@ export type OutputOptions = Message<"aimass.generation.v1.OutputOptions"> & {
  */
 export const OutputOptionsSchema: GenMessage<OutputOptions> = /*@__PURE__*/
   messageDesc(file_aimass_generation_v1_options, 2);
+
+/**
+ * BeamOptions asks for a beam search: several texts are written side by side, and the one that is most probable
+ * as a whole is the answer. Unset fields take the model's defaults, which for many models that translate or
+ * summarise are more than one beam.
+ *
+ * The text comes whole, in one Delta, because beams are chosen at the end only. With more than one beam, or
+ * no_repeat_ngram_size, a request may not sample (temperature above 0, top_k, top_p, min_p, typical_p, seed), ask
+ * for several sequences, logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be guided: each is
+ * refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request instead.
+ *
+ * @generated from message aimass.generation.v1.BeamOptions
+ */
+export type BeamOptions = Message<"aimass.generation.v1.BeamOptions"> & {
+  /**
+   * Optional. Texts that are written side by side; 1 is greedy. Range 1 to 16, and to the server's bound.
+   *
+   * @generated from field: optional int32 num_beams = 1;
+   */
+  numBeams?: number | undefined;
+
+  /**
+   * Optional. A finished text's score is its log-probability divided by its length to this power: above 0 favours
+   * long texts. Range -10 to 10.
+   *
+   * @generated from field: optional float length_penalty = 2;
+   */
+  lengthPenalty?: number | undefined;
+
+  /**
+   * Optional. End as soon as num_beams texts are finished; else when no unfinished one looks better than the worst
+   * of them.
+   *
+   * @generated from field: optional bool early_stopping = 3;
+   */
+  earlyStopping?: boolean | undefined;
+
+  /**
+   * Optional. No run of this many tokens occurs twice, the prompt of a decoder included; 0 allows all.
+   * Range 0 to 64.
+   *
+   * @generated from field: optional int32 no_repeat_ngram_size = 4;
+   */
+  noRepeatNgramSize?: number | undefined;
+};
+
+/**
+ * Describes the message aimass.generation.v1.BeamOptions.
+ * Use `create(BeamOptionsSchema)` to create a new message.
+ */
+export const BeamOptionsSchema: GenMessage<BeamOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_generation_v1_options, 3);
 
 /**
  * GuidanceOptions holds the whole text to a form: no token is chosen that leads away from it, and the text ends
@@ -278,7 +339,7 @@ export type GuidanceOptions = Message<"aimass.generation.v1.GuidanceOptions"> & 
  * Use `create(GuidanceOptionsSchema)` to create a new message.
  */
 export const GuidanceOptionsSchema: GenMessage<GuidanceOptions> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_options, 3);
+  messageDesc(file_aimass_generation_v1_options, 4);
 
 /**
  * GuidanceChoice is the texts to choose from.
@@ -299,5 +360,5 @@ export type GuidanceChoice = Message<"aimass.generation.v1.GuidanceChoice"> & {
  * Use `create(GuidanceChoiceSchema)` to create a new message.
  */
 export const GuidanceChoiceSchema: GenMessage<GuidanceChoice> = /*@__PURE__*/
-  messageDesc(file_aimass_generation_v1_options, 4);
+  messageDesc(file_aimass_generation_v1_options, 5);
 

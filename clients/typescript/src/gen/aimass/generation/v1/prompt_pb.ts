@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/generation/v1/prompt.proto.
  */
 export const file_aimass_generation_v1_prompt: GenFile = /*@__PURE__*/
-  fileDesc("CiFhaW1hc3MvZ2VuZXJhdGlvbi92MS9wcm9tcHQucHJvdG8SFGFpbWFzcy5nZW5lcmF0aW9uLnYxIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSJBCgpDaGF0UHJvbXB0EjMKCG1lc3NhZ2VzGAEgAygLMiEuYWltYXNzLmdlbmVyYXRpb24udjEuQ2hhdE1lc3NhZ2UiLAoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJYgZwcm90bzM");
+  fileDesc("CiFhaW1hc3MvZ2VuZXJhdGlvbi92MS9wcm9tcHQucHJvdG8SFGFpbWFzcy5nZW5lcmF0aW9uLnYxIhcKCFRva2VuSWRzEgsKA2lkcxgBIAMoBSJQCgpDaGF0UHJvbXB0EjMKCG1lc3NhZ2VzGAEgAygLMiEuYWltYXNzLmdlbmVyYXRpb24udjEuQ2hhdE1lc3NhZ2USDQoFdG9vbHMYAiADKAkiTgoLQ2hhdE1lc3NhZ2USDAoEcm9sZRgBIAEoCRIPCgdjb250ZW50GAIgASgJEhIKCnRvb2xfY2FsbHMYAyADKAkSDAoEbmFtZRgEIAEoCWIGcHJvdG8z");
 
 /**
  * TokenIds is a prompt that the caller has tokenised.
@@ -47,6 +47,15 @@ export type ChatPrompt = Message<"aimass.generation.v1.ChatPrompt"> & {
    * @generated from field: repeated aimass.generation.v1.ChatMessage messages = 1;
    */
   messages: ChatMessage[];
+
+  /**
+   * Optional. Functions the model may call, each a JSON object as the model's template lays it out, commonly
+   * `{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}`. At most 128, together
+   * at most 262144 characters. A template that knows no tools leaves them out.
+   *
+   * @generated from field: repeated string tools = 2;
+   */
+  tools: string[];
 };
 
 /**
@@ -75,6 +84,21 @@ export type ChatMessage = Message<"aimass.generation.v1.ChatMessage"> & {
    * @generated from field: string content = 2;
    */
   content: string;
+
+  /**
+   * Optional. Calls the model made in this turn, each a JSON object as the model's template lays it out, commonly
+   * `{"type": "function", "function": {"name": ..., "arguments": {...}}}`. At most 128.
+   *
+   * @generated from field: repeated string tool_calls = 3;
+   */
+  toolCalls: string[];
+
+  /**
+   * Optional. Name of the tool whose result this is, for a turn of role `tool`, where the template shows it.
+   *
+   * @generated from field: string name = 4;
+   */
+  name: string;
 };
 
 /**
