@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from aimass.model.v1 import synthesis_spec_pb2 as aimass_dot_model_dot_v1_dot_synthesis__spec__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61imass/model/v1/manifest.proto\x12\x0f\x61imass.model.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x06\n\rModelManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12#\n\x04task\x18\x04 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12-\n\tprecision\x18\x06 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x0f\n\x07licence\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12&\n\x06graphs\x18\t \x03(\x0b\x32\x16.aimass.model.v1.Graph\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.aimass.model.v1.BundleFile\x12-\n\x07\x64\x65\x63oder\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.DecoderSpec\x12-\n\x07\x65ncoder\x18\x0c \x01(\x0b\x32\x1c.aimass.model.v1.EncoderSpec\x12\x31\n\ttokenizer\x18\r \x01(\x0b\x32\x1e.aimass.model.v1.TokenizerSpec\x12-\n\x06parity\x18\x0e \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12@\n\ttoolchain\x18\x0f \x03(\x0b\x32-.aimass.model.v1.ModelManifest.ToolchainEntry\x12/\n\x0b\x65xported_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x12speech_recognition\x18\x11 \x01(\x0b\x32&.aimass.model.v1.SpeechRecognitionSpec\x12\x31\n\ttext2text\x18\x12 \x01(\x0b\x32\x1e.aimass.model.v1.Text2TextSpec\x12:\n\x0evoice_activity\x18\x13 \x01(\x0b\x32\".aimass.model.v1.VoiceActivitySpec\x12\x0f\n\x07\x61\x64\x61pter\x18\x14 \x01(\t\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x05Graph\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12+\n\x06inputs\x18\x03 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12,\n\x07outputs\x18\x04 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12\x15\n\rexternal_data\x18\x05 \x03(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x92\x02\n\x0b\x44\x65\x63oderSpec\x12\x12\n\nnum_layers\x18\x01 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x10\n\x08kv_dtype\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x35\n\x08\x64\x65\x66\x61ults\x18\x08 \x01(\x0b\x32#.aimass.model.v1.GenerationDefaults\x12<\n\x0f\x63ross_attention\x18\t \x01(\x0b\x32#.aimass.model.v1.CrossAttentionSpec\"W\n\x12\x43rossAttentionSpec\x12\x11\n\tnum_heads\x18\x01 \x01(\x05\x12\x10\n\x08head_dim\x18\x02 \x01(\x05\x12\x1c\n\x14max_source_positions\x18\x03 \x01(\x05\"\xbe\x05\n\x15SpeechRecognitionSpec\x12\x14\n\x0cnum_mel_bins\x18\x01 \x01(\x05\x12\x16\n\x0esample_rate_hz\x18\x02 \x01(\x05\x12\x10\n\x08window_s\x18\x03 \x01(\x05\x12\x13\n\x0bhop_samples\x18\x04 \x01(\x05\x12\x13\n\x0b\x66\x66t_samples\x18\x05 \x01(\x05\x12\x1d\n\x15mel_columns_per_frame\x18\x06 \x01(\x05\x12\x1e\n\x16start_of_transcript_id\x18\x07 \x01(\x05\x12\x16\n\x0e\x65nd_of_text_id\x18\x08 \x01(\x05\x12\x1c\n\x14start_of_previous_id\x18\t \x01(\x05\x12\x14\n\x0cno_speech_id\x18\n \x01(\x05\x12\x18\n\x10no_timestamps_id\x18\x0b \x01(\x05\x12\x1a\n\x12timestamp_begin_id\x18\x0c \x01(\x05\x12\x19\n\x11timestamp_step_ms\x18\r \x01(\x05\x12\x1a\n\rtranscribe_id\x18\x0e \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0ctranslate_id\x18\x0f \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fis_multilingual\x18\x10 \x01(\x08\x12M\n\x0clanguage_ids\x18\x11 \x03(\x0b\x32\x37.aimass.model.v1.SpeechRecognitionSpec.LanguageIdsEntry\x12\x14\n\x0csuppress_ids\x18\x12 \x03(\x05\x12\x1a\n\x12\x62\x65gin_suppress_ids\x18\x13 \x03(\x05\x12\x37\n\x0f\x61lignment_heads\x18\x14 \x03(\x0b\x32\x1e.aimass.model.v1.AlignmentHead\x1a\x32\n\x10LanguageIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x10\n\x0e_transcribe_idB\x0f\n\r_translate_id\"o\n\x11VoiceActivitySpec\x12\x16\n\x0esample_rate_hz\x18\x01 \x01(\x05\x12\x15\n\rframe_samples\x18\x02 \x01(\x05\x12\x17\n\x0f\x63ontext_samples\x18\x03 \x01(\x05\x12\x12\n\nstate_size\x18\x04 \x01(\x05\",\n\rAlignmentHead\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04head\x18\x02 \x01(\x05\"\x82\x02\n\rText2TextSpec\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x64\x65\x63oder_start_ids\x18\x02 \x03(\x05\x12\x1a\n\rforced_eos_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0csuppress_ids\x18\x04 \x03(\x05\x12\x11\n\tnum_beams\x18\x05 \x01(\x05\x12\x16\n\x0elength_penalty\x18\x06 \x01(\x02\x12\x16\n\x0e\x65\x61rly_stopping\x18\x07 \x01(\x08\x12\x1c\n\x14no_repeat_ngram_size\x18\x08 \x01(\x05\x12\x16\n\x0emin_new_tokens\x18\t \x01(\x05\x42\x10\n\x0e_forced_eos_id\"\x80\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokens\"\xda\x03\n\x0b\x45ncoderSpec\x12\x13\n\x0bhidden_size\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12)\n\x07pooling\x18\x03 \x01(\x0e\x32\x18.aimass.model.v1.Pooling\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12:\n\x07prompts\x18\x05 \x03(\x0b\x32).aimass.model.v1.EncoderSpec.PromptsEntry\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x32\n\x0cproblem_type\x18\x07 \x01(\x0e\x32\x1c.aimass.model.v1.ProblemType\x12\x1a\n\rmask_token_id\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x16\n\tthreshold\x18\n \x01(\x02H\x01\x88\x01\x01\x12\x31\n\x0b\x63\x61libration\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.Calibration\x12\x19\n\x11label_transitions\x18\x0c \x03(\x02\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_mask_token_idB\x0c\n\n_threshold\"\xba\x01\n\x0b\x43\x61libration\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12/\n\x06points\x18\x02 \x03(\x0b\x32\x1f.aimass.model.v1.OperatingPoint\x12\x12\n\nnum_fitted\x18\x03 \x01(\x05\x12\x14\n\x0cnum_measured\x18\x04 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\x12\x14\n\x0c\x65rror_before\x18\x06 \x01(\x01\x12\x13\n\x0b\x65rror_after\x18\x07 \x01(\x01\"d\n\x0eOperatingPoint\x12\x11\n\tprecision\x18\x01 \x01(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x1a\n\x12measured_precision\x18\x03 \x01(\x01\x12\x10\n\x08\x63overage\x18\x04 \x01(\x01\"\xd0\x01\n\rTokenizerSpec\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x14\n\x0cpad_token_id\x18\x02 \x01(\x05\x12\x1a\n\x12\x63hat_template_file\x18\x03 \x01(\t\x12I\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x31.aimass.model.v1.TokenizerSpec.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x0cParityRecord\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x08measures\x18\x02 \x03(\x0b\x32\x1e.aimass.model.v1.ParityMeasure\"\xea\x01\n\rParityMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x62ound\x18\x03 \x01(\x01\x12=\n\ncomparison\x18\x04 \x01(\x0e\x32).aimass.model.v1.ParityMeasure.Comparison\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\"Y\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPARISON_AT_MOST\x10\x01\x12\x17\n\x13\x43OMPARISON_AT_LEAST\x10\x02*\xd5\x02\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02\x12\x1b\n\x17TASK_SPEECH_RECOGNITION\x10\x03\x12\x1d\n\x19TASK_TEXT2TEXT_GENERATION\x10\x04\x12!\n\x1dTASK_VOICE_ACTIVITY_DETECTION\x10\x05\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x06\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x1b\n\x17TASK_QUESTION_ANSWERING\x10\t\x12!\n\x1dTASK_NEXT_SENTENCE_PREDICTION\x10\n\x12\x19\n\x15TASK_SPARSE_EMBEDDING\x10\x0b*v\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x12\x12\n\x0ePRECISION_INT4\x10\x04*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_CLS\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61imass/model/v1/manifest.proto\x12\x0f\x61imass.model.v1\x1a$aimass/model/v1/synthesis_spec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x07\n\rModelManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12#\n\x04task\x18\x04 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t\x12-\n\tprecision\x18\x06 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x0f\n\x07licence\x18\x07 \x01(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12&\n\x06graphs\x18\t \x03(\x0b\x32\x16.aimass.model.v1.Graph\x12*\n\x05\x66iles\x18\n \x03(\x0b\x32\x1b.aimass.model.v1.BundleFile\x12-\n\x07\x64\x65\x63oder\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.DecoderSpec\x12-\n\x07\x65ncoder\x18\x0c \x01(\x0b\x32\x1c.aimass.model.v1.EncoderSpec\x12\x31\n\ttokenizer\x18\r \x01(\x0b\x32\x1e.aimass.model.v1.TokenizerSpec\x12-\n\x06parity\x18\x0e \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12@\n\ttoolchain\x18\x0f \x03(\x0b\x32-.aimass.model.v1.ModelManifest.ToolchainEntry\x12/\n\x0b\x65xported_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x12speech_recognition\x18\x11 \x01(\x0b\x32&.aimass.model.v1.SpeechRecognitionSpec\x12\x31\n\ttext2text\x18\x12 \x01(\x0b\x32\x1e.aimass.model.v1.Text2TextSpec\x12:\n\x0evoice_activity\x18\x13 \x01(\x0b\x32\".aimass.model.v1.VoiceActivitySpec\x12\x0f\n\x07\x61\x64\x61pter\x18\x14 \x01(\t\x12>\n\x10speech_synthesis\x18\x15 \x01(\x0b\x32$.aimass.model.v1.SpeechSynthesisSpec\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x05Graph\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12+\n\x06inputs\x18\x03 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12,\n\x07outputs\x18\x04 \x03(\x0b\x32\x1b.aimass.model.v1.TensorSpec\x12\x15\n\rexternal_data\x18\x05 \x03(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\">\n\nBundleFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x92\x02\n\x0b\x44\x65\x63oderSpec\x12\x12\n\nnum_layers\x18\x01 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\x05\x12\x10\n\x08head_dim\x18\x03 \x01(\x05\x12\x12\n\nvocab_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x10\n\x08kv_dtype\x18\x06 \x01(\t\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x35\n\x08\x64\x65\x66\x61ults\x18\x08 \x01(\x0b\x32#.aimass.model.v1.GenerationDefaults\x12<\n\x0f\x63ross_attention\x18\t \x01(\x0b\x32#.aimass.model.v1.CrossAttentionSpec\"W\n\x12\x43rossAttentionSpec\x12\x11\n\tnum_heads\x18\x01 \x01(\x05\x12\x10\n\x08head_dim\x18\x02 \x01(\x05\x12\x1c\n\x14max_source_positions\x18\x03 \x01(\x05\"\xbe\x05\n\x15SpeechRecognitionSpec\x12\x14\n\x0cnum_mel_bins\x18\x01 \x01(\x05\x12\x16\n\x0esample_rate_hz\x18\x02 \x01(\x05\x12\x10\n\x08window_s\x18\x03 \x01(\x05\x12\x13\n\x0bhop_samples\x18\x04 \x01(\x05\x12\x13\n\x0b\x66\x66t_samples\x18\x05 \x01(\x05\x12\x1d\n\x15mel_columns_per_frame\x18\x06 \x01(\x05\x12\x1e\n\x16start_of_transcript_id\x18\x07 \x01(\x05\x12\x16\n\x0e\x65nd_of_text_id\x18\x08 \x01(\x05\x12\x1c\n\x14start_of_previous_id\x18\t \x01(\x05\x12\x14\n\x0cno_speech_id\x18\n \x01(\x05\x12\x18\n\x10no_timestamps_id\x18\x0b \x01(\x05\x12\x1a\n\x12timestamp_begin_id\x18\x0c \x01(\x05\x12\x19\n\x11timestamp_step_ms\x18\r \x01(\x05\x12\x1a\n\rtranscribe_id\x18\x0e \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0ctranslate_id\x18\x0f \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fis_multilingual\x18\x10 \x01(\x08\x12M\n\x0clanguage_ids\x18\x11 \x03(\x0b\x32\x37.aimass.model.v1.SpeechRecognitionSpec.LanguageIdsEntry\x12\x14\n\x0csuppress_ids\x18\x12 \x03(\x05\x12\x1a\n\x12\x62\x65gin_suppress_ids\x18\x13 \x03(\x05\x12\x37\n\x0f\x61lignment_heads\x18\x14 \x03(\x0b\x32\x1e.aimass.model.v1.AlignmentHead\x1a\x32\n\x10LanguageIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x10\n\x0e_transcribe_idB\x0f\n\r_translate_id\"o\n\x11VoiceActivitySpec\x12\x16\n\x0esample_rate_hz\x18\x01 \x01(\x05\x12\x15\n\rframe_samples\x18\x02 \x01(\x05\x12\x17\n\x0f\x63ontext_samples\x18\x03 \x01(\x05\x12\x12\n\nstate_size\x18\x04 \x01(\x05\",\n\rAlignmentHead\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04head\x18\x02 \x01(\x05\"\x82\x02\n\rText2TextSpec\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x64\x65\x63oder_start_ids\x18\x02 \x03(\x05\x12\x1a\n\rforced_eos_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0csuppress_ids\x18\x04 \x03(\x05\x12\x11\n\tnum_beams\x18\x05 \x01(\x05\x12\x16\n\x0elength_penalty\x18\x06 \x01(\x02\x12\x16\n\x0e\x65\x61rly_stopping\x18\x07 \x01(\x08\x12\x1c\n\x14no_repeat_ngram_size\x18\x08 \x01(\x05\x12\x16\n\x0emin_new_tokens\x18\t \x01(\x05\x42\x10\n\x0e_forced_eos_id\"\x80\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x06 \x01(\x05H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x11\n\x0f_max_new_tokens\"\xda\x03\n\x0b\x45ncoderSpec\x12\x13\n\x0bhidden_size\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12)\n\x07pooling\x18\x03 \x01(\x0e\x32\x18.aimass.model.v1.Pooling\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x12:\n\x07prompts\x18\x05 \x03(\x0b\x32).aimass.model.v1.EncoderSpec.PromptsEntry\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x32\n\x0cproblem_type\x18\x07 \x01(\x0e\x32\x1c.aimass.model.v1.ProblemType\x12\x1a\n\rmask_token_id\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x16\n\tthreshold\x18\n \x01(\x02H\x01\x88\x01\x01\x12\x31\n\x0b\x63\x61libration\x18\x0b \x01(\x0b\x32\x1c.aimass.model.v1.Calibration\x12\x19\n\x11label_transitions\x18\x0c \x03(\x02\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_mask_token_idB\x0c\n\n_threshold\"\xba\x01\n\x0b\x43\x61libration\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12/\n\x06points\x18\x02 \x03(\x0b\x32\x1f.aimass.model.v1.OperatingPoint\x12\x12\n\nnum_fitted\x18\x03 \x01(\x05\x12\x14\n\x0cnum_measured\x18\x04 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\x12\x14\n\x0c\x65rror_before\x18\x06 \x01(\x01\x12\x13\n\x0b\x65rror_after\x18\x07 \x01(\x01\"d\n\x0eOperatingPoint\x12\x11\n\tprecision\x18\x01 \x01(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\x12\x1a\n\x12measured_precision\x18\x03 \x01(\x01\x12\x10\n\x08\x63overage\x18\x04 \x01(\x01\"\xd0\x01\n\rTokenizerSpec\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x14\n\x0cpad_token_id\x18\x02 \x01(\x05\x12\x1a\n\x12\x63hat_template_file\x18\x03 \x01(\t\x12I\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x31.aimass.model.v1.TokenizerSpec.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"S\n\x0cParityRecord\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x08measures\x18\x02 \x03(\x0b\x32\x1e.aimass.model.v1.ParityMeasure\"\xea\x01\n\rParityMeasure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x62ound\x18\x03 \x01(\x01\x12=\n\ncomparison\x18\x04 \x01(\x0e\x32).aimass.model.v1.ParityMeasure.Comparison\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x05\"Y\n\nComparison\x12\x1a\n\x16\x43OMPARISON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPARISON_AT_MOST\x10\x01\x12\x17\n\x13\x43OMPARISON_AT_LEAST\x10\x02*\xf0\x02\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02\x12\x1b\n\x17TASK_SPEECH_RECOGNITION\x10\x03\x12\x1d\n\x19TASK_TEXT2TEXT_GENERATION\x10\x04\x12!\n\x1dTASK_VOICE_ACTIVITY_DETECTION\x10\x05\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x06\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x07\x12\x12\n\x0eTASK_FILL_MASK\x10\x08\x12\x1b\n\x17TASK_QUESTION_ANSWERING\x10\t\x12!\n\x1dTASK_NEXT_SENTENCE_PREDICTION\x10\n\x12\x19\n\x15TASK_SPARSE_EMBEDDING\x10\x0b\x12\x19\n\x15TASK_SPEECH_SYNTHESIS\x10\x0c*v\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x12\x12\n\x0ePRECISION_INT4\x10\x04*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_CLS\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,56 +41,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_options = b'8\001'
   _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._loaded_options = None
   _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=4253
-  _globals['_TASK']._serialized_end=4594
-  _globals['_PRECISION']._serialized_start=4596
-  _globals['_PRECISION']._serialized_end=4714
-  _globals['_POOLING']._serialized_start=4716
-  _globals['_POOLING']._serialized_end=4803
-  _globals['_PROBLEMTYPE']._serialized_start=4806
-  _globals['_PROBLEMTYPE']._serialized_end=4939
-  _globals['_MODELMANIFEST']._serialized_start=85
-  _globals['_MODELMANIFEST']._serialized_end=925
-  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_start=877
-  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_end=925
-  _globals['_GRAPH']._serialized_start=928
-  _globals['_GRAPH']._serialized_end=1077
-  _globals['_TENSORSPEC']._serialized_start=1079
-  _globals['_TENSORSPEC']._serialized_end=1135
-  _globals['_BUNDLEFILE']._serialized_start=1137
-  _globals['_BUNDLEFILE']._serialized_end=1199
-  _globals['_DECODERSPEC']._serialized_start=1202
-  _globals['_DECODERSPEC']._serialized_end=1476
-  _globals['_CROSSATTENTIONSPEC']._serialized_start=1478
-  _globals['_CROSSATTENTIONSPEC']._serialized_end=1565
-  _globals['_SPEECHRECOGNITIONSPEC']._serialized_start=1568
-  _globals['_SPEECHRECOGNITIONSPEC']._serialized_end=2270
-  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_start=2185
-  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_end=2235
-  _globals['_VOICEACTIVITYSPEC']._serialized_start=2272
-  _globals['_VOICEACTIVITYSPEC']._serialized_end=2383
-  _globals['_ALIGNMENTHEAD']._serialized_start=2385
-  _globals['_ALIGNMENTHEAD']._serialized_end=2429
-  _globals['_TEXT2TEXTSPEC']._serialized_start=2432
-  _globals['_TEXT2TEXTSPEC']._serialized_end=2690
-  _globals['_GENERATIONDEFAULTS']._serialized_start=2693
-  _globals['_GENERATIONDEFAULTS']._serialized_end=2949
-  _globals['_ENCODERSPEC']._serialized_start=2952
-  _globals['_ENCODERSPEC']._serialized_end=3426
-  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_start=3348
-  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_end=3394
-  _globals['_CALIBRATION']._serialized_start=3429
-  _globals['_CALIBRATION']._serialized_end=3615
-  _globals['_OPERATINGPOINT']._serialized_start=3617
-  _globals['_OPERATINGPOINT']._serialized_end=3717
-  _globals['_TOKENIZERSPEC']._serialized_start=3720
-  _globals['_TOKENIZERSPEC']._serialized_end=3928
-  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_start=3876
-  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_end=3928
-  _globals['_PARITYRECORD']._serialized_start=3930
-  _globals['_PARITYRECORD']._serialized_end=4013
-  _globals['_PARITYMEASURE']._serialized_start=4016
-  _globals['_PARITYMEASURE']._serialized_end=4250
-  _globals['_PARITYMEASURE_COMPARISON']._serialized_start=4161
-  _globals['_PARITYMEASURE_COMPARISON']._serialized_end=4250
+  _globals['_TASK']._serialized_start=4355
+  _globals['_TASK']._serialized_end=4723
+  _globals['_PRECISION']._serialized_start=4725
+  _globals['_PRECISION']._serialized_end=4843
+  _globals['_POOLING']._serialized_start=4845
+  _globals['_POOLING']._serialized_end=4932
+  _globals['_PROBLEMTYPE']._serialized_start=4935
+  _globals['_PROBLEMTYPE']._serialized_end=5068
+  _globals['_MODELMANIFEST']._serialized_start=123
+  _globals['_MODELMANIFEST']._serialized_end=1027
+  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_start=979
+  _globals['_MODELMANIFEST_TOOLCHAINENTRY']._serialized_end=1027
+  _globals['_GRAPH']._serialized_start=1030
+  _globals['_GRAPH']._serialized_end=1179
+  _globals['_TENSORSPEC']._serialized_start=1181
+  _globals['_TENSORSPEC']._serialized_end=1237
+  _globals['_BUNDLEFILE']._serialized_start=1239
+  _globals['_BUNDLEFILE']._serialized_end=1301
+  _globals['_DECODERSPEC']._serialized_start=1304
+  _globals['_DECODERSPEC']._serialized_end=1578
+  _globals['_CROSSATTENTIONSPEC']._serialized_start=1580
+  _globals['_CROSSATTENTIONSPEC']._serialized_end=1667
+  _globals['_SPEECHRECOGNITIONSPEC']._serialized_start=1670
+  _globals['_SPEECHRECOGNITIONSPEC']._serialized_end=2372
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_start=2287
+  _globals['_SPEECHRECOGNITIONSPEC_LANGUAGEIDSENTRY']._serialized_end=2337
+  _globals['_VOICEACTIVITYSPEC']._serialized_start=2374
+  _globals['_VOICEACTIVITYSPEC']._serialized_end=2485
+  _globals['_ALIGNMENTHEAD']._serialized_start=2487
+  _globals['_ALIGNMENTHEAD']._serialized_end=2531
+  _globals['_TEXT2TEXTSPEC']._serialized_start=2534
+  _globals['_TEXT2TEXTSPEC']._serialized_end=2792
+  _globals['_GENERATIONDEFAULTS']._serialized_start=2795
+  _globals['_GENERATIONDEFAULTS']._serialized_end=3051
+  _globals['_ENCODERSPEC']._serialized_start=3054
+  _globals['_ENCODERSPEC']._serialized_end=3528
+  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_start=3450
+  _globals['_ENCODERSPEC_PROMPTSENTRY']._serialized_end=3496
+  _globals['_CALIBRATION']._serialized_start=3531
+  _globals['_CALIBRATION']._serialized_end=3717
+  _globals['_OPERATINGPOINT']._serialized_start=3719
+  _globals['_OPERATINGPOINT']._serialized_end=3819
+  _globals['_TOKENIZERSPEC']._serialized_start=3822
+  _globals['_TOKENIZERSPEC']._serialized_end=4030
+  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_start=3978
+  _globals['_TOKENIZERSPEC_SPECIALTOKENSENTRY']._serialized_end=4030
+  _globals['_PARITYRECORD']._serialized_start=4032
+  _globals['_PARITYRECORD']._serialized_end=4115
+  _globals['_PARITYMEASURE']._serialized_start=4118
+  _globals['_PARITYMEASURE']._serialized_end=4352
+  _globals['_PARITYMEASURE_COMPARISON']._serialized_start=4263
+  _globals['_PARITYMEASURE_COMPARISON']._serialized_end=4352
 # @@protoc_insertion_point(module_scope)

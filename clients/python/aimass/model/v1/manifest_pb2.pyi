@@ -3,6 +3,7 @@
 isort:skip_file
 The bundle manifest: the contract between the exporters, which write it, and the services, which read it."""
 
+from aimass.model.v1 import synthesis_spec_pb2 as _synthesis_spec_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -50,6 +51,8 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Tell whether a text follows another."""
     TASK_SPARSE_EMBEDDING: _Task.ValueType  # 11
     """Turn text into weights of the words of a vocabulary (SPLADE)."""
+    TASK_SPEECH_SYNTHESIS: _Task.ValueType  # 12
+    """Turn text into speech."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is what a model is for."""
@@ -78,6 +81,8 @@ TASK_NEXT_SENTENCE_PREDICTION: Task.ValueType  # 10
 """Tell whether a text follows another."""
 TASK_SPARSE_EMBEDDING: Task.ValueType  # 11
 """Turn text into weights of the words of a vocabulary (SPLADE)."""
+TASK_SPEECH_SYNTHESIS: Task.ValueType  # 12
+"""Turn text into speech."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Precision:
@@ -214,6 +219,7 @@ class ModelManifest(_message.Message):
     TEXT2TEXT_FIELD_NUMBER: _builtins.int
     VOICE_ACTIVITY_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    SPEECH_SYNTHESIS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -276,6 +282,10 @@ class ModelManifest(_message.Message):
     def voice_activity(self) -> Global___VoiceActivitySpec:
         """Optional. Set when the model finds speech."""
 
+    @_builtins.property
+    def speech_synthesis(self) -> _synthesis_spec_pb2.SpeechSynthesisSpec:
+        """Optional. Set when the model speaks. See `synthesis_spec.proto`."""
+
     def __init__(
         self,
         *,
@@ -299,10 +309,11 @@ class ModelManifest(_message.Message):
         text2text: Global___Text2TextSpec | None = ...,
         voice_activity: Global___VoiceActivitySpec | None = ...,
         adapter: _builtins.str = ...,
+        speech_synthesis: _synthesis_spec_pb2.SpeechSynthesisSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,7 +332,8 @@ class Graph(_message.Message):
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Required. What the graph does: `decoder`, `encoder`, `aligner` (which source position each token looks at),
-    `detector` (a frame of audio of each of several streams) or `sequence_detector` (many frames of one).
+    `detector` (a frame of audio of each of several streams), `sequence_detector` (many frames of one), `text` (symbols
+    to what is to be spoken and for how long), `flow` and `vocoder` (frames of speech to audio).
     """
     file: _builtins.str
     """Required. File of the graph, relative to the bundle."""
