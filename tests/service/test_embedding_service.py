@@ -97,6 +97,11 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
             graph.open()
 
 
+def different_texts(count: int) -> list[str]:
+    """Texts of four tokens each; equal ones would be computed once."""
+    return [f"a {'b' * length}" for length in range(1, count + 1)]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Let the server work until `condition` holds."""
     async with asyncio.timeout(20):
@@ -299,7 +304,7 @@ async def test_a_message_out_of_place_comes_after_the_answers_before_it(service:
 
 async def test_a_stream_works_on_a_bounded_number_of_texts_at_once(service: Service) -> None:
     service.graph.hold()
-    replies = asyncio.create_task(replies_to(service, stream_of(["a b"] * 30)))
+    replies = asyncio.create_task(replies_to(service, stream_of(different_texts(30))))
     await until(lambda: len(service.graph.shapes) == 1)
     await asyncio.sleep(0.1)  # time in which an unbounded stream would queue everything
     assert service.graph.shapes[0][0] * 4 + service.engine.queued_tokens <= SETTINGS.stream_window * 4
@@ -309,7 +314,7 @@ async def test_a_stream_works_on_a_bounded_number_of_texts_at_once(service: Serv
 
 async def test_a_cancelled_stream_leaves_the_queue(service: Service) -> None:
     service.graph.hold()
-    call = service.stub.EmbedStream(iter(stream_of(["a b"] * 30)), timeout=20)
+    call = service.stub.EmbedStream(iter(stream_of(different_texts(30))), timeout=20)
     reading = asyncio.create_task(call.read())
     await until(lambda: service.engine.queued_tokens > 0)
     call.cancel()
@@ -375,7 +380,7 @@ async def test_overload_says_when_to_come_back_and_ends(service: Service) -> Non
     service.graph.hold()
     async with in_progress(service, "first") as first:
         await until(lambda: len(service.graph.shapes) == 1)
-        async with in_progress(service, *["a b"] * 20) as waiting:
+        async with in_progress(service, *different_texts(20)) as waiting:
             await until(lambda: service.engine.queued_tokens == 80)
             for texts in (["a"], ["a"] * 50):
                 refusal = await service.refusal(*texts)
@@ -393,7 +398,7 @@ async def test_calls_of_many_clients_share_batches(service: Service) -> None:
     service.graph.hold()
     async with in_progress(service, "first") as first:
         await until(lambda: len(service.graph.shapes) == 1)
-        calls = [asyncio.create_task(service.embed("a b")) for _ in range(10)]
+        calls = [asyncio.create_task(service.embed(text)) for text in different_texts(10)]
         await until(lambda: service.engine.queued_tokens == 40)
         service.graph.open()
         await asyncio.gather(first, *calls)

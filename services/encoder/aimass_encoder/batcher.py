@@ -9,7 +9,7 @@ import heapq
 import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Generic, TypeVar
 
@@ -154,6 +154,21 @@ class Batcher(Generic[Payload]):
         self._check_forecast(sum(tokens for _, tokens in items), now_s=now_s, deadline_s=deadline_s)
         for entry in entries:
             self._insert(entry)
+
+    def share(self, payload: Payload, *, now_s: float, deadline_s: float) -> None:
+        """Let a further call wait for an entry: it is due when the earlier, and dropped when the later, says.
+
+        The payload must be waiting.
+        """
+        entry = self._waiting[payload]
+        due_s = min(entry.due_s, self._due(0, now_s, deadline_s))
+        latest_s = max(entry.deadline_s, deadline_s)
+        if (due_s, latest_s) != (entry.due_s, entry.deadline_s):
+            self._num_submitted += 1  # the heaps may hold the old entry still: no two compare equal
+            self._delete(entry)
+            self._insert(
+                replace(entry, due_s=due_s, deadline_s=latest_s, sequence_number=self._num_submitted)
+            )
 
     def remove(self, payloads: Iterable[Payload]) -> int:
         """Drop entries that nobody waits for any more; unknown payloads are ignored. Return how many went."""

@@ -2,7 +2,7 @@
 
 Three threads take part. The event loop submits and cancels; the compute thread runs batches; the side thread
 lays out the next batch while one runs, and reads results off the last one. They share the batcher, under one
-lock that is never held while a graph runs. Must not know texts or vectors: a text is a row of token ids here.
+lock that is never held while a graph runs. Must not know texts, images or vectors: what travels is a row.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from aimass_serving.errors import AimassError, DeadlineExceeded, Draining, ModelFailed
@@ -26,18 +26,52 @@ from opentelemetry.trace import Link, SpanContext, get_current_span
 
 from aimass_encoder.batcher import Batch, Batcher, BatchLimits
 from aimass_encoder.head import Head
-from aimass_encoder.runner import TOKEN_IDS, EncoderRunner, Outputs, PaddedBatch
+from aimass_encoder.runner import Outputs
 
 logger = logging.getLogger(__name__)
 Reading = TypeVar("Reading")
 
 
+class Row(Protocol):
+    """One input of a graph, such as the token ids of a text."""
+
+    @property
+    def num_tokens(self) -> int:
+        """What it costs; at least 1."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for rows that are equal to the graph."""
+
+
+class LaidOutRows(Protocol):
+    """Rows as one batch of arrays."""
+
+    @property
+    def mask(self) -> NDArray[np.int64]:
+        """[rows, seq]: 1 for tokens, 0 for padding."""
+
+    @property
+    def shown(self) -> Mapping[str, NDArray[Any]]:
+        """What heads see beside the graph's outputs, first axis = rows."""
+
+
+class RowRunner(Protocol):
+    """A graph that runs batches of rows. One run at a time; laying out may go on beside it."""
+
+    def lay_out(self, rows: Sequence[Any], *, length: int) -> Any:
+        """Return rows of at most `length` tokens as `LaidOutRows`."""
+
+    def run(self, batch: Any) -> Outputs:
+        """Run the graph once on what `lay_out` gave."""
+
+
 @dataclass(slots=True, eq=False)
 class EncodeCall:
-    """The texts of one call on their way. Owned by the event loop; the compute thread writes the times."""
+    """The rows of one call on their way. Owned by the event loop; the compute thread writes the times."""
 
     readings: list[Any]
-    """One place for each text."""
+    """One place for each row."""
     done: asyncio.Future[None]
     """Ends when all readings are there, or with what the whole call failed of."""
     span: SpanContext
@@ -48,19 +82,32 @@ class EncodeCall:
     """When its latest batch ended; 0 while none has."""
     num_batches: int = 0
     num_read: int = 0
-    """Texts whose reading is there."""
+    """Rows whose reading is there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """One text on its way."""
+class Seat:
+    """A call's claim to the reading of one row."""
 
     call: EncodeCall
     index: int
-    token_ids: NDArray[np.int64]  # [num_tokens]
-    type_ids: NDArray[np.int64] | None  # [num_tokens]
-    """Which text of a pair each token belongs to; None for a text alone."""
+    """Place of the row in the call."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One row that is computed once, for every call that waits for it. Guarded by the pipeline's lock."""
+
+    row: Row
     head: Head[Any]
+    seats: list[Seat] = field(default_factory=list)
+    """Who waits; empty when all have left."""
+    is_running: bool = False
+
+    @property
+    def key(self) -> tuple[int, Hashable]:
+        """Equal for works that have the same reading."""
+        return id(self.head), self.row.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +115,7 @@ class _Assembled:
     """A batch with its arrays."""
 
     batch: Batch[Work]
-    padded: PaddedBatch
+    rows: LaidOutRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +145,22 @@ class PipelineStats:
     """Texts that left before they cost compute, because nobody waited for them any more."""
     num_expired: int = 0
     """Texts that left before they cost compute, because their deadline passed."""
+    num_shared: int = 0
+    """Texts that cost nothing, because an identical one was waiting or being computed."""
 
 
 class BatchPipeline:
-    """Runs texts of all calls of one model through its graph.
+    """Runs rows of all calls of one model through its graph.
 
-    Cancelled and expired texts leave before they cost compute; those of the batch that is running finish with
-    it and are thrown away. A graph that fails, fails the texts of its batch only.
+    Rows that are equal, and read by the same head, are computed once while one of them is on its way. Rows
+    leave before they cost compute when every call that waits for them was cancelled or has lost its deadline;
+    those of the batch that is running finish with it and are thrown away. A graph that fails, fails the rows
+    of its batch only.
     """
 
     def __init__(
         self,
-        runner: EncoderRunner,
+        runner: RowRunner,
         limits: BatchLimits,
         *,
         model: str,
@@ -122,6 +173,7 @@ class BatchPipeline:
         self._clock = clock
         self._changed = threading.Condition()
         self._batcher: Batcher[Work] = Batcher(limits)  # guarded by _changed, like the counters below
+        self._in_flight: dict[tuple[int, Hashable], Work] = {}
         self._stats = PipelineStats()
         self._calls: set[EncodeCall] = set()
         self._is_draining = False
@@ -151,18 +203,13 @@ class BatchPipeline:
             self._batcher.check_admission(now_s=self._clock(), deadline_s=_or_never(deadline_s))
 
     async def run(
-        self,
-        rows: Sequence[NDArray[np.int64]],
-        head: Head[Reading],
-        *,
-        deadline_s: float | None,
-        type_ids: Sequence[NDArray[np.int64] | None] = (),
+        self, rows: Sequence[Row], head: Head[Reading], *, deadline_s: float | None
     ) -> tuple[Sequence[Reading | AimassError], EncodeTimes]:
-        """Return what `head` reads off each row of token ids, in order, and when.
+        """Return what `head` reads off each row, in order, and when.
 
-        `type_ids` has one place for each row, or none at all. All rows are admitted or none. Raises
-        `Overloaded`, `DeadlineExceeded`, `Draining`. When cancelled,
-        its rows leave the queue at once. Records the phases `queue` and `batch`, whatever the end.
+        Readings may be shared with other calls: they are not to be written to. All rows are admitted or none.
+        Raises `Overloaded`, `DeadlineExceeded`, `Draining`. When cancelled, its rows leave the queue at once.
+        Records the phases `queue` and `batch`, whatever the end.
         """
         call = EncodeCall(
             readings=[None] * len(rows),
@@ -170,12 +217,7 @@ class BatchPipeline:
             span=get_current_span().get_span_context(),
             submitted_ns=time.time_ns(),
         )
-        types = type_ids or [None] * len(rows)
-        works = [
-            Work(call, index, token_ids, row_types, head)
-            for index, (token_ids, row_types) in enumerate(zip(rows, types, strict=True))
-        ]
-        self._submit(call, works, deadline_s=_or_never(deadline_s))
+        works = self._submit(call, rows, head, deadline_s=_or_never(deadline_s))
         try:
             await call.done
         finally:
@@ -203,20 +245,55 @@ class BatchPipeline:
 
     # On the event loop.
 
-    def _submit(self, call: EncodeCall, works: Sequence[Work], *, deadline_s: float) -> None:
+    def _submit(
+        self, call: EncodeCall, rows: Sequence[Row], head: Head[Any], *, deadline_s: float
+    ) -> Sequence[Work]:
+        """Admit a call; return the work of each row, its own or one that another row began."""
         with self._changed:
             self._check_open()
-            items = [(work, len(work.token_ids)) for work in works]
-            self._batcher.submit(items, now_s=self._clock(), deadline_s=deadline_s)
+            now_s = self._clock()
+            self._batcher.check_admission(now_s=now_s, deadline_s=deadline_s)
+            begun: dict[tuple[int, Hashable], Work] = {}
+            works = [self._work(row, head, begun) for row in rows]
+            items = [(work, work.row.num_tokens) for work in begun.values()]
+            if items:
+                self._batcher.submit(items, now_s=now_s, deadline_s=deadline_s)
+            self._in_flight.update(begun)
+            self._stats.num_shared += len(works) - len(begun)
+            for index, work in enumerate(works):
+                self._sit_down(Seat(call, index), work, now_s=now_s, deadline_s=deadline_s)
             self._calls.add(call)
             self._changed.notify_all()
+        return works
+
+    def _work(self, row: Row, head: Head[Any], begun: dict[tuple[int, Hashable], Work]) -> Work:
+        """Return the work on its way that a row can share; else begin one."""
+        work = Work(row, head)
+        return self._in_flight.get(work.key) or begun.setdefault(work.key, work)
+
+    def _sit_down(self, seat: Seat, work: Work, *, now_s: float, deadline_s: float) -> None:
+        if work.is_running:
+            seat.call.started_ns = seat.call.started_ns or seat.call.submitted_ns
+        elif work.seats:
+            self._batcher.share(work, now_s=now_s, deadline_s=deadline_s)
+        work.seats.append(seat)
 
     def _leave(self, call: EncodeCall, works: Sequence[Work]) -> None:
         call.done.cancel()  # so that `drain` sees a cancelled call end
         with self._changed:
             self._calls.discard(call)
-            if call.num_read < len(works):
-                self._stats.num_cancelled += self._batcher.remove(works)
+            if call.num_read == len(works):
+                return
+            for work in works:
+                work.seats = [seat for seat in work.seats if seat.call is not call]
+            unwanted = {work for work in works if not work.seats and not work.is_running}
+            self._stats.num_cancelled += self._batcher.remove(unwanted)
+            for work in unwanted:
+                self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        if self._in_flight.get(work.key) is work:
+            del self._in_flight[work.key]
 
     def _check_open(self) -> None:
         if self._is_draining or self._is_closed:
@@ -237,15 +314,20 @@ class BatchPipeline:
             while not self._is_closed:
                 self._expire()
                 if prefetched is not None and self._batcher.is_current(prefetched.batch):
-                    self._batcher.take(prefetched.batch)
+                    self._take(prefetched.batch)
                     return prefetched
                 if (batch := self._batcher.select()) is not None:
-                    self._batcher.take(batch)
+                    self._take(batch)
                     break
                 self._changed.wait()
             else:
                 return None
         return self._assemble(batch)
+
+    def _take(self, batch: Batch[Work]) -> None:
+        self._batcher.take(batch)
+        for entry in batch.entries:
+            entry.payload.is_running = True
 
     def _expire(self) -> None:
         expired = self._batcher.expire(self._clock())
@@ -255,24 +337,22 @@ class BatchPipeline:
 
     def _compute(self, assembled: _Assembled) -> None:
         """Run one batch and hand its outputs to the side thread."""
-        works = [entry.payload for entry in assembled.batch.entries]
         clock_s, start_ns = self._clock(), time.time_ns()
-        for call in {work.call for work in works}:
+        for call in self._waiting_calls(assembled.batch):
             call.started_ns = call.started_ns or start_ns
-            call.num_batches += 1
-        outputs = self._run(assembled.padded)
+        outputs = self._run(assembled.rows)
         end_ns = time.time_ns()
         with self._changed:
             self._batcher.record(assembled.batch, compute_s=self._clock() - clock_s)
             self._count_batch(assembled.batch)
         self._side.submit(self._publish, assembled, outputs, start_ns, end_ns)
 
-    def _run(self, padded: PaddedBatch) -> Outputs | AimassError:
+    def _run(self, rows: LaidOutRows) -> Outputs | AimassError:
         try:
             with self._permit:
-                return self._runner.run(padded)
+                return self._runner.run(rows)
         except Exception as error:
-            logger.exception("model %s failed on a batch of shape %s", self._model, padded.token_ids.shape)
+            logger.exception("model %s failed on a batch of shape %s", self._model, rows.mask.shape)
             return ModelFailed(self._model, detail=f"its graph raised {type(error).__name__}")
 
     # On the side thread.
@@ -283,45 +363,42 @@ class BatchPipeline:
         return self._assemble(batch) if batch else None
 
     def _assemble(self, batch: Batch[Work]) -> _Assembled:
-        works = [entry.payload for entry in batch.entries]
-        padded = self._runner.pad(
-            [work.token_ids for work in works],
-            length=batch.padded_length,
-            type_ids=[work.type_ids for work in works],
-        )
-        return _Assembled(batch, padded)
+        rows = [entry.payload.row for entry in batch.entries]
+        return _Assembled(batch, self._runner.lay_out(rows, length=batch.padded_length))
 
     def _publish(
         self, assembled: _Assembled, outputs: Outputs | AimassError, start_ns: int, end_ns: int
     ) -> None:
         works = [entry.payload for entry in assembled.batch.entries]
-        for call in {work.call for work in works}:
+        read = self._read(works, assembled.rows, outputs)
+        calls = self._waiting_calls(assembled.batch)
+        for call in calls:
             call.finished_ns = end_ns
-        self._deliver(self._read(works, assembled.padded, outputs))
-        _emit_batch(assembled.batch, start_ns, end_ns)
+            call.num_batches += 1
+        self._deliver(read)
+        _emit_batch(assembled.batch, calls, start_ns, end_ns)
 
     def _read(
-        self, works: Sequence[Work], padded: PaddedBatch, outputs: Outputs | AimassError
+        self, works: Sequence[Work], laid_out: LaidOutRows, outputs: Outputs | AimassError
     ) -> list[tuple[Work, Any]]:
-        """Read each text's result off the outputs; a head that fails, fails its own texts."""
+        """Read each row's result off the outputs; a head that fails, fails its own rows."""
         if isinstance(outputs, AimassError):
             return [(work, outputs) for work in works]
         read: list[tuple[Work, Any]] = []
         for head in {id(work.head): work.head for work in works}.values():
             rows = [row for row, work in enumerate(works) if work.head is head]
-            read += zip(
-                [works[row] for row in rows], self._readings(head, outputs, padded, rows), strict=True
-            )
+            readings = self._readings(head, outputs, laid_out, rows)
+            read += zip([works[row] for row in rows], readings, strict=True)
         return read
 
     def _readings(
-        self, head: Head[Any], outputs: Outputs, padded: PaddedBatch, rows: Sequence[int]
+        self, head: Head[Any], outputs: Outputs, laid_out: LaidOutRows, rows: Sequence[int]
     ) -> Sequence[Any]:
-        is_all = len(rows) == padded.num_rows
+        is_all, mask = len(rows) == len(laid_out.mask), laid_out.mask
         try:
-            seen = {**outputs, TOKEN_IDS: padded.token_ids}
+            seen = {**outputs, **laid_out.shown}
             own = seen if is_all else {name: values[rows] for name, values in seen.items()}
-            return head(own, padded.mask if is_all else padded.mask[rows])
+            return head(own, mask if is_all else mask[rows])
         except Exception as error:
             logger.exception("model %s: its outputs could not be read", self._model)
             failed = ModelFailed(self._model, detail=f"reading its outputs raised {type(error).__name__}")
@@ -330,9 +407,17 @@ class BatchPipeline:
     # From any thread.
 
     def _deliver(self, read: Sequence[tuple[Work, Any]]) -> None:
-        """Hand results to the event loop, all at once."""
-        if read:
-            _call_soon(read[0][0].call, _set_readings, read)
+        """Hand results to the event loop, all at once. From here on nobody can join these works."""
+        with self._changed:
+            for work, _ in read:
+                self._forget(work)
+            answers = [(seat, reading) for work, reading in read for seat in work.seats]
+        if answers:
+            _call_soon(answers[0][0].call, _set_readings, answers)
+
+    def _waiting_calls(self, batch: Batch[Work]) -> Collection[EncodeCall]:
+        with self._changed:
+            return {seat.call for entry in batch.entries for seat in entry.payload.seats}
 
     def _count_batch(self, batch: Batch[Work]) -> None:
         self._stats.num_batches += 1
@@ -352,16 +437,16 @@ def _or_never(deadline_s: float | None) -> float:
     return math.inf if deadline_s is None else deadline_s
 
 
-def _set_readings(read: Iterable[tuple[Work, Any]]) -> None:
+def _set_readings(answers: Iterable[tuple[Seat, Any]]) -> None:
     """Store results on the event loop and wake the calls that have all of theirs."""
-    for work, reading in read:
-        call = work.call
+    for seat, reading in answers:
+        call = seat.call
         if call.done.done():
             continue
         if isinstance(reading, DeadlineExceeded):
             _fail(call, reading)
             continue
-        call.readings[work.index] = reading
+        call.readings[seat.index] = reading
         call.num_read += 1
         if call.num_read == len(call.readings):
             call.done.set_result(None)
@@ -381,9 +466,8 @@ def _emit_phases(call: EncodeCall) -> None:
         emit_phase("batch", call.started_ns, call.finished_ns or now_ns, attributes=attributes)
 
 
-def _emit_batch(batch: Batch[Work], start_ns: int, end_ns: int) -> None:
+def _emit_batch(batch: Batch[Work], calls: Collection[EncodeCall], start_ns: int, end_ns: int) -> None:
     """Record a batch that several calls shared as a span of its own, linked to theirs."""
-    calls = {entry.payload.call for entry in batch.entries}
     spans = {call.span.span_id: call.span for call in calls if call.span.is_valid}
     if len(calls) < 2 or not spans:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,25 @@ Outputs = Mapping[str, NDArray[Any]]
 """The graph's outputs by name, first axis = rows of the batch."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRow:
+    """The tokens of one text, or pair of texts."""
+
+    token_ids: NDArray[np.int64]  # [num_tokens]
+    type_ids: NDArray[np.int64] | None = None  # [num_tokens]
+    """Which text of a pair each token belongs to; None for a text alone."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, special ones included."""
+        return len(self.token_ids)
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for rows of the same tokens."""
+        return self.token_ids.tobytes(), None if self.type_ids is None else self.type_ids.tobytes()
+
+
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
     """Rows of token ids, padded on the right to one length."""
@@ -33,6 +52,11 @@ class PaddedBatch:
     def num_rows(self) -> int:
         """Texts in the batch."""
         return len(self.token_ids)
+
+    @property
+    def shown(self) -> Outputs:
+        """What heads see beside the graph's outputs: the tokens."""
+        return {TOKEN_IDS: self.token_ids}
 
 
 def pad_right(
@@ -85,6 +109,11 @@ class EncoderRunner:
     ) -> PaddedBatch:
         """Lay rows of at most `length` tokens into one batch, with the model's padding token."""
         return pad_right(rows, length=length, pad_token_id=self._pad_token_id, type_ids=type_ids)
+
+    def lay_out(self, rows: Sequence[TokenRow], *, length: int) -> PaddedBatch:
+        """Lay rows of at most `length` tokens into one batch."""
+        types = [row.type_ids for row in rows]
+        return self.pad([row.token_ids for row in rows], length=length, type_ids=types)
 
     def run(self, batch: PaddedBatch) -> Outputs:
         """Run the graph once; the outputs depend on the task."""

@@ -20,7 +20,7 @@ from aimass_encoder.config import EncoderConfig
 from aimass_encoder.head import Head
 from aimass_encoder.pipeline import BatchPipeline, EncodeTimes, PipelineStats
 from aimass_encoder.request import PhaseTimings, Truncation
-from aimass_encoder.runner import EncoderRunner
+from aimass_encoder.runner import EncoderRunner, TokenRow
 from aimass_encoder.tokenization import TextInput, TokenizedText, Tokenizer, TokenizerPool
 
 A = TypeVar("A")
@@ -197,8 +197,8 @@ class TextEncoder:
         texts = good(tokenized)
         if not texts:
             return [item for item in tokenized if isinstance(item, AimassError)], EncodeTimes.none()
-        rows, types = [text.token_ids for text in texts], [text.type_ids for text in texts]
-        readings, times = await self.pipeline.run(rows, head, deadline_s=deadline_s, type_ids=types)
+        rows = [TokenRow(text.token_ids, text.type_ids) for text in texts]
+        readings, times = await self.pipeline.run(rows, head, deadline_s=deadline_s)
         return merged(tokenized, readings), times
 
 

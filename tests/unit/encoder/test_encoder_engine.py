@@ -168,11 +168,46 @@ async def test_calls_that_wait_together_run_together(engine: EncoderEngine, grap
     graph.hold()
     async with running(engine, "first") as first:
         await until(lambda: len(graph.shapes) == 1)
-        calls = [asyncio.create_task(engine.embed(EmbedRequest(["a b"]))) for _ in range(8)]
+        calls = [asyncio.create_task(engine.embed(EmbedRequest([f"a {word}"]))) for word in "bcdefghi"]
         await until(lambda: engine.queued_tokens == 8 * 4)
         graph.open()
         await asyncio.gather(first, *calls)
     assert graph.shapes == [(1, 3), (8, 4)]
+
+
+async def test_equal_texts_on_their_way_are_computed_once(
+    engine: EncoderEngine, graph: FakeEncoderGraph
+) -> None:
+    graph.hold()
+    async with running(engine, "first") as first:
+        await until(lambda: len(graph.shapes) == 1)
+        async with running(engine, "a b", "c", "a b") as waits, running(engine, "first", "a b") as joins:
+            await until(lambda: engine.queued_tokens == 7 and engine.stats().num_shared == 3)
+            graph.open()
+            replies = await asyncio.gather(first, waits, joins)
+    alone = vectors(await engine.embed(EmbedRequest(["first", "a b", "c"])))
+    for reply, rows in zip(replies, ([0], [1, 2, 1], [0, 1]), strict=True):
+        np.testing.assert_allclose(vectors(reply), alone[rows], atol=1e-6)
+    assert sum(rows for rows, _ in graph.shapes) == 3 + 3
+    assert engine.stats().num_shared == 3
+
+
+async def test_a_text_that_two_calls_share_stays_when_one_leaves(
+    engine: EncoderEngine, graph: FakeEncoderGraph
+) -> None:
+    graph.hold()
+    async with running(engine, "first") as first:
+        await until(lambda: len(graph.shapes) == 1)
+        async with running(engine, "a b", deadline_s=time.monotonic() + 60) as leaves:
+            await until(lambda: engine.queued_tokens == 4)
+            async with running(engine, "a b", deadline_s=time.monotonic() + 120) as stays:
+                await until(lambda: engine.stats().num_shared == 1)
+                leaves.cancel()
+                await asyncio.wait([leaves])
+                assert (engine.queued_tokens, engine.stats().num_cancelled) == (4, 0)
+                graph.open()
+                assert isinstance((await stays).results[0], EmbeddedText)
+                await first
 
 
 async def test_a_cancelled_call_never_costs_compute(engine: EncoderEngine, graph: FakeEncoderGraph) -> None:
@@ -191,12 +226,12 @@ async def test_a_cancelled_call_never_costs_compute(engine: EncoderEngine, graph
 async def test_a_cancelled_call_leaves_the_batch_that_was_laid_out_ahead(
     engine: EncoderEngine, graph: FakeEncoderGraph
 ) -> None:
-    long = "w " * 14
+    texts = [f"{word} " * 14 for word in "abcdefgh"]
     graph.hold()
     async with running(engine, "first") as first:
         await until(lambda: len(graph.shapes) == 1)
-        async with running(engine, *[long] * 4) as second, running(engine, long, long) as stays:
-            async with running(engine, long, long):
+        async with running(engine, *texts[:4]) as second, running(engine, *texts[4:6]) as stays:
+            async with running(engine, *texts[6:]):
                 await until(lambda: engine.queued_tokens == 8 * 16)
                 graph.let_through()  # of the eight, four begin and the other four are laid out
                 await until(lambda: len(graph.shapes) == 2)
@@ -240,13 +275,12 @@ async def test_a_full_queue_refuses_one_text_and_many_alike_and_recovers(graph: 
         graph.hold()
         async with running(engine, "first") as first:
             await until(lambda: len(graph.shapes) == 1)
-            async with running(
-                engine, *["a b c"] * 4
-            ) as admitted:  # 20 tokens: whole, below the bound before
+            texts = [f"a b {word}" for word in "cdef"]  # 20 tokens: whole, below the bound before
+            async with running(engine, *texts) as admitted:
                 await until(lambda: engine.queued_tokens == 20)
-                for texts in (["a"], ["a"] * 50):
+                for more in (["a"], ["a"] * 50, texts):  # one rule, also for what is on its way already
                     with pytest.raises(Overloaded) as refused:
-                        await engine.embed(EmbedRequest(texts))
+                        await engine.embed(EmbedRequest(more))
                     assert refused.value.retry_after_s > 0
                 graph.open()
                 await asyncio.gather(first, admitted)

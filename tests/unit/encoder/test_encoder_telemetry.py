@@ -91,7 +91,7 @@ async def test_a_batch_that_calls_share_is_linked_to_all_of_them(
     first = asyncio.create_task(engine.embed(EmbedRequest(["first"])))
     while not graph.shapes:  # noqa: ASYNC110 - the condition is another thread's
         await asyncio.sleep(0.001)
-    calls = [asyncio.create_task(embed_in_span(provider, engine, "a b")) for _ in range(3)]
+    calls = [asyncio.create_task(embed_in_span(provider, engine, f"a {word}")) for word in "bcd"]
     while engine.queued_tokens < 12:  # noqa: ASYNC110 - the condition is another thread's
         await asyncio.sleep(0.001)
     graph.open()
