@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from aimass.classification.v1 import features_pb2 as aimass_dot_classification_dot_v1_dot_features__pb2
 from aimass.classification.v1 import fill_mask_pb2 as aimass_dot_classification_dot_v1_dot_fill__mask__pb2
 from aimass.classification.v1 import question_answering_pb2 as aimass_dot_classification_dot_v1_dot_question__answering__pb2
 from aimass.classification.v1 import token_classification_pb2 as aimass_dot_classification_dot_v1_dot_token__classification__pb2
@@ -29,47 +30,67 @@ from aimass.common.v1 import error_pb2 as aimass_dot_common_dot_v1_dot_error__pb
 from aimass.common.v1 import usage_pb2 as aimass_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5aimass/classification/v1/classification_service.proto\x12\x18\x61imass.classification.v1\x1a(aimass/classification/v1/fill_mask.proto\x1a\x31\x61imass/classification/v1/question_answering.proto\x1a\x33\x61imass/classification/v1/token_classification.proto\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\"\xa9\x01\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x06inputs\x18\x02 \x03(\x0b\x32#.aimass.classification.v1.TextInput\x12:\n\x07options\x18\x03 \x01(\x0b\x32).aimass.classification.v1.ClassifyOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\tTextInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\xcd\x01\n\x0f\x43lassifyOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x38\n\ntruncation\x18\x04 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x1a\n\rmin_precision\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x10\n\x0e_min_precision\"\x88\x02\n\x14\x43lassifyTextResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x90\x01\n\x12\x43lassifyTextResult\x12\x42\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32(.aimass.classification.v1.ClassificationH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"p\n\x0e\x43lassification\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"9\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\x05\"\x97\x01\n\x17\x43lassifyZeroShotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12:\n\x07options\x18\x04 \x01(\x0b\x32).aimass.classification.v1.ZeroShotOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xc1\x01\n\x0fZeroShotOptions\x12\x1b\n\x13hypothesis_template\x18\x01 \x01(\t\x12\x13\n\x0bmulti_label\x18\x02 \x01(\x08\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x38\n\ntruncation\x18\x05 \x01(\x0e\x32$.aimass.classification.v1.TruncationB\x08\n\x06_top_kB\x0c\n\n_threshold\"\x8c\x02\n\x18\x43lassifyZeroShotResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\xb0\x01\n\x1aPredictNextSentenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x05pairs\x18\x02 \x03(\x0b\x32&.aimass.classification.v1.SentencePair\x12\x38\n\ntruncation\x18\x03 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"/\n\x0cSentencePair\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tnext_text\x18\x02 \x01(\t\"\xd6\x01\n\x1bPredictNextSentenceResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.NextSentenceResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x94\x01\n\x12NextSentenceResult\x12\x46\n\nprediction\x18\x01 \x01(\x0b\x32\x30.aimass.classification.v1.NextSentencePredictionH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"Q\n\x16NextSentencePrediction\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03*{\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SCORE_KIND_SINGLE_LABEL\x10\x01\x12\x1a\n\x16SCORE_KIND_MULTI_LABEL\x10\x02\x12\x19\n\x15SCORE_KIND_REGRESSION\x10\x03\x32\xd3\x05\n\x15\x43lassificationService\x12m\n\x0c\x43lassifyText\x12-.aimass.classification.v1.ClassifyTextRequest\x1a..aimass.classification.v1.ClassifyTextResponse\x12y\n\x10\x43lassifyZeroShot\x12\x31.aimass.classification.v1.ClassifyZeroShotRequest\x1a\x32.aimass.classification.v1.ClassifyZeroShotResponse\x12s\n\x0e\x43lassifyTokens\x12/.aimass.classification.v1.ClassifyTokensRequest\x1a\x30.aimass.classification.v1.ClassifyTokensResponse\x12\x61\n\x08\x46illMask\x12).aimass.classification.v1.FillMaskRequest\x1a*.aimass.classification.v1.FillMaskResponse\x12\x82\x01\n\x13PredictNextSentence\x12\x34.aimass.classification.v1.PredictNextSentenceRequest\x1a\x35.aimass.classification.v1.PredictNextSentenceResponse\x12s\n\x0e\x41nswerQuestion\x12/.aimass.classification.v1.AnswerQuestionRequest\x1a\x30.aimass.classification.v1.AnswerQuestionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5aimass/classification/v1/classification_service.proto\x12\x18\x61imass.classification.v1\x1a\'aimass/classification/v1/features.proto\x1a(aimass/classification/v1/fill_mask.proto\x1a\x31\x61imass/classification/v1/question_answering.proto\x1a\x33\x61imass/classification/v1/token_classification.proto\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\"\xa9\x01\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x06inputs\x18\x02 \x03(\x0b\x32#.aimass.classification.v1.TextInput\x12:\n\x07options\x18\x03 \x01(\x0b\x32).aimass.classification.v1.ClassifyOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\tTextInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\xcd\x01\n\x0f\x43lassifyOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x38\n\ntruncation\x18\x04 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x1a\n\rmin_precision\x18\x05 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x10\n\x0e_min_precision\"\x88\x02\n\x14\x43lassifyTextResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x90\x01\n\x12\x43lassifyTextResult\x12\x42\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32(.aimass.classification.v1.ClassificationH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"p\n\x0e\x43lassification\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"9\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05index\x18\x03 \x01(\x05\"\x97\x01\n\x17\x43lassifyZeroShotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12:\n\x07options\x18\x04 \x01(\x0b\x32).aimass.classification.v1.ZeroShotOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xc1\x01\n\x0fZeroShotOptions\x12\x1b\n\x13hypothesis_template\x18\x01 \x01(\t\x12\x13\n\x0bmulti_label\x18\x02 \x01(\x08\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x38\n\ntruncation\x18\x05 \x01(\x0e\x32$.aimass.classification.v1.TruncationB\x08\n\x06_top_kB\x0c\n\n_threshold\"\x8c\x02\n\x18\x43lassifyZeroShotResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.ClassifyTextResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\xb0\x01\n\x1aPredictNextSentenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x05pairs\x18\x02 \x03(\x0b\x32&.aimass.classification.v1.SentencePair\x12\x38\n\ntruncation\x18\x03 \x01(\x0e\x32$.aimass.classification.v1.Truncation\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"/\n\x0cSentencePair\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tnext_text\x18\x02 \x01(\t\"\xd6\x01\n\x1bPredictNextSentenceResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.aimass.classification.v1.NextSentenceResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x94\x01\n\x12NextSentenceResult\x12\x46\n\nprediction\x18\x01 \x01(\x0b\x32\x30.aimass.classification.v1.NextSentencePredictionH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"Q\n\x16NextSentencePrediction\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"\x8a\x01\n\x14\x43lassifyImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\x12?\n\x07options\x18\x03 \x01(\x0b\x32..aimass.classification.v1.ClassifyImageOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"j\n\x14\x43lassifyImageOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\tB\x08\n\x06_top_kB\x0c\n\n_threshold\"\xe2\x01\n\x15\x43lassifyImageResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.aimass.classification.v1.ClassifyImageResult\x12\x37\n\nscore_kind\x18\x02 \x01(\x0e\x32#.aimass.classification.v1.ScoreKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12*\n\x07timings\x18\x05 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x96\x01\n\x13\x43lassifyImageResult\x12G\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32-.aimass.classification.v1.ImageClassificationH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"j\n\x13ImageClassification\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\"\xc5\x01\n\x17\x43lassifyFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x32\n\x04rows\x18\x02 \x03(\x0b\x32$.aimass.classification.v1.FeatureRow\x12\x0f\n\x07\x63olumns\x18\x03 \x03(\t\x12\x42\n\x07options\x18\x04 \x01(\x0b\x32\x31.aimass.classification.v1.ClassifyFeaturesOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"G\n\x17\x43lassifyFeaturesOptions\x12\x12\n\x05top_k\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x02 \x03(\tB\x08\n\x06_top_k\"\xf7\x01\n\x18\x43lassifyFeaturesResponse\x12\x41\n\x07results\x18\x01 \x03(\x0b\x32\x30.aimass.classification.v1.ClassifyFeaturesResult\x12\x35\n\x04kind\x18\x02 \x01(\x0e\x32\'.aimass.classification.v1.EstimatorKind\x12\x0f\n\x07\x63olumns\x18\x03 \x03(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x8b\x01\n\x16\x43lassifyFeaturesResult\x12\x39\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\'.aimass.classification.v1.FeatureAnswerH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"w\n\rFeatureAnswer\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.aimass.classification.v1.LabelScore\x12\x0e\n\x06values\x18\x02 \x03(\x01\x12\x14\n\x07\x63luster\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_cluster*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03*{\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SCORE_KIND_SINGLE_LABEL\x10\x01\x12\x1a\n\x16SCORE_KIND_MULTI_LABEL\x10\x02\x12\x19\n\x15SCORE_KIND_REGRESSION\x10\x03\x32\xc0\x07\n\x15\x43lassificationService\x12m\n\x0c\x43lassifyText\x12-.aimass.classification.v1.ClassifyTextRequest\x1a..aimass.classification.v1.ClassifyTextResponse\x12y\n\x10\x43lassifyZeroShot\x12\x31.aimass.classification.v1.ClassifyZeroShotRequest\x1a\x32.aimass.classification.v1.ClassifyZeroShotResponse\x12s\n\x0e\x43lassifyTokens\x12/.aimass.classification.v1.ClassifyTokensRequest\x1a\x30.aimass.classification.v1.ClassifyTokensResponse\x12\x61\n\x08\x46illMask\x12).aimass.classification.v1.FillMaskRequest\x1a*.aimass.classification.v1.FillMaskResponse\x12\x82\x01\n\x13PredictNextSentence\x12\x34.aimass.classification.v1.PredictNextSentenceRequest\x1a\x35.aimass.classification.v1.PredictNextSentenceResponse\x12s\n\x0e\x41nswerQuestion\x12/.aimass.classification.v1.AnswerQuestionRequest\x1a\x30.aimass.classification.v1.AnswerQuestionResponse\x12p\n\rClassifyImage\x12..aimass.classification.v1.ClassifyImageRequest\x1a/.aimass.classification.v1.ClassifyImageResponse\x12y\n\x10\x43lassifyFeatures\x12\x31.aimass.classification.v1.ClassifyFeaturesRequest\x1a\x32.aimass.classification.v1.ClassifyFeaturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.classification.v1.classification_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=2621
-  _globals['_TRUNCATION']._serialized_end=2724
-  _globals['_SCOREKIND']._serialized_start=2726
-  _globals['_SCOREKIND']._serialized_end=2849
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=290
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=459
-  _globals['_TEXTINPUT']._serialized_start=461
-  _globals['_TEXTINPUT']._serialized_end=524
-  _globals['_CLASSIFYOPTIONS']._serialized_start=527
-  _globals['_CLASSIFYOPTIONS']._serialized_end=732
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=735
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=999
-  _globals['_CLASSIFYTEXTRESULT']._serialized_start=1002
-  _globals['_CLASSIFYTEXTRESULT']._serialized_end=1146
-  _globals['_CLASSIFICATION']._serialized_start=1148
-  _globals['_CLASSIFICATION']._serialized_end=1260
-  _globals['_LABELSCORE']._serialized_start=1262
-  _globals['_LABELSCORE']._serialized_end=1319
-  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_start=1322
-  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_end=1473
-  _globals['_ZEROSHOTOPTIONS']._serialized_start=1476
-  _globals['_ZEROSHOTOPTIONS']._serialized_end=1669
-  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_start=1672
-  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_end=1940
-  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_start=1943
-  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_end=2119
-  _globals['_SENTENCEPAIR']._serialized_start=2121
-  _globals['_SENTENCEPAIR']._serialized_end=2168
-  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_start=2171
-  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_end=2385
-  _globals['_NEXTSENTENCERESULT']._serialized_start=2388
-  _globals['_NEXTSENTENCERESULT']._serialized_end=2536
-  _globals['_NEXTSENTENCEPREDICTION']._serialized_start=2538
-  _globals['_NEXTSENTENCEPREDICTION']._serialized_end=2619
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2852
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3575
+  _globals['_TRUNCATION']._serialized_start=4187
+  _globals['_TRUNCATION']._serialized_end=4290
+  _globals['_SCOREKIND']._serialized_start=4292
+  _globals['_SCOREKIND']._serialized_end=4415
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=331
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=500
+  _globals['_TEXTINPUT']._serialized_start=502
+  _globals['_TEXTINPUT']._serialized_end=565
+  _globals['_CLASSIFYOPTIONS']._serialized_start=568
+  _globals['_CLASSIFYOPTIONS']._serialized_end=773
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=776
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=1040
+  _globals['_CLASSIFYTEXTRESULT']._serialized_start=1043
+  _globals['_CLASSIFYTEXTRESULT']._serialized_end=1187
+  _globals['_CLASSIFICATION']._serialized_start=1189
+  _globals['_CLASSIFICATION']._serialized_end=1301
+  _globals['_LABELSCORE']._serialized_start=1303
+  _globals['_LABELSCORE']._serialized_end=1360
+  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_start=1363
+  _globals['_CLASSIFYZEROSHOTREQUEST']._serialized_end=1514
+  _globals['_ZEROSHOTOPTIONS']._serialized_start=1517
+  _globals['_ZEROSHOTOPTIONS']._serialized_end=1710
+  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_start=1713
+  _globals['_CLASSIFYZEROSHOTRESPONSE']._serialized_end=1981
+  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_start=1984
+  _globals['_PREDICTNEXTSENTENCEREQUEST']._serialized_end=2160
+  _globals['_SENTENCEPAIR']._serialized_start=2162
+  _globals['_SENTENCEPAIR']._serialized_end=2209
+  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_start=2212
+  _globals['_PREDICTNEXTSENTENCERESPONSE']._serialized_end=2426
+  _globals['_NEXTSENTENCERESULT']._serialized_start=2429
+  _globals['_NEXTSENTENCERESULT']._serialized_end=2577
+  _globals['_NEXTSENTENCEPREDICTION']._serialized_start=2579
+  _globals['_NEXTSENTENCEPREDICTION']._serialized_end=2660
+  _globals['_CLASSIFYIMAGEREQUEST']._serialized_start=2663
+  _globals['_CLASSIFYIMAGEREQUEST']._serialized_end=2801
+  _globals['_CLASSIFYIMAGEOPTIONS']._serialized_start=2803
+  _globals['_CLASSIFYIMAGEOPTIONS']._serialized_end=2909
+  _globals['_CLASSIFYIMAGERESPONSE']._serialized_start=2912
+  _globals['_CLASSIFYIMAGERESPONSE']._serialized_end=3138
+  _globals['_CLASSIFYIMAGERESULT']._serialized_start=3141
+  _globals['_CLASSIFYIMAGERESULT']._serialized_end=3291
+  _globals['_IMAGECLASSIFICATION']._serialized_start=3293
+  _globals['_IMAGECLASSIFICATION']._serialized_end=3399
+  _globals['_CLASSIFYFEATURESREQUEST']._serialized_start=3402
+  _globals['_CLASSIFYFEATURESREQUEST']._serialized_end=3599
+  _globals['_CLASSIFYFEATURESOPTIONS']._serialized_start=3601
+  _globals['_CLASSIFYFEATURESOPTIONS']._serialized_end=3672
+  _globals['_CLASSIFYFEATURESRESPONSE']._serialized_start=3675
+  _globals['_CLASSIFYFEATURESRESPONSE']._serialized_end=3922
+  _globals['_CLASSIFYFEATURESRESULT']._serialized_start=3925
+  _globals['_CLASSIFYFEATURESRESULT']._serialized_end=4064
+  _globals['_FEATUREANSWER']._serialized_start=4066
+  _globals['_FEATUREANSWER']._serialized_end=4185
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=4418
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=5378
 # @@protoc_insertion_point(module_scope)

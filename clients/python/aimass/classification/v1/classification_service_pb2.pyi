@@ -3,6 +3,7 @@
 isort:skip_file
 What encoder models tell of texts: labels, entities, missing words, answers."""
 
+from aimass.classification.v1 import features_pb2 as _features_pb2
 from aimass.common.v1 import error_pb2 as _error_pb2
 from aimass.common.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
@@ -648,3 +649,381 @@ class NextSentencePrediction(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NextSentencePrediction: _TypeAlias = NextSentencePrediction  # noqa: Y015
+
+@_typing.final
+class ClassifyImageRequest(_message.Message):
+    """ClassifyImageRequest asks for the labels of images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served model for images, or `name@version`."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Required. 1 to the server's limit of images (ModelLimits.max_batch_items): each the bytes of a PNG, JPEG
+        or WebP file, at most 8 MiB and 50 million pixels. The first frame of an animation is read. The image is
+        turned as its EXIF orientation says, and what is transparent is laid on white.
+        """
+
+    @_builtins.property
+    def options(self) -> Global___ClassifyImageOptions:
+        """Optional. Which labels to return."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        images: _abc.Iterable[_builtins.bytes] | None = ...,
+        options: Global___ClassifyImageOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyImageRequest: _TypeAlias = ClassifyImageRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyImageOptions(_message.Message):
+    """ClassifyImageOptions says which labels to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """Optional. At most this many labels, best first; at least 1. Default: 5 where exactly one label is right, else all."""
+    threshold: _builtins.float
+    """Optional. Least score of a label. Default: 0.5 where any number of labels is right, else none."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Only these of the model's labels."""
+
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        threshold: _builtins.float | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "labels", b"labels", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___ClassifyImageOptions: _TypeAlias = ClassifyImageOptions  # noqa: Y015
+
+@_typing.final
+class ClassifyImageResponse(_message.Message):
+    """ClassifyImageResponse holds one result for each image of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    SCORE_KIND_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    score_kind: Global___ScoreKind.ValueType
+    """Output only. What the scores are."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyImageResult]:
+        """Output only. In the order of the request's images."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went; tokenize_ms is the time of decoding."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ClassifyImageResult] | None = ...,
+        score_kind: Global___ScoreKind.ValueType = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_version", b"model_version", "results", b"results", "score_kind", b"score_kind", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyImageResponse: _TypeAlias = ClassifyImageResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyImageResult(_message.Message):
+    """ClassifyImageResult is the labels of an image or the reason there are none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def classification(self) -> Global___ImageClassification:
+        """The labels."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.ItemError:
+        """Why this image has none."""
+
+    def __init__(
+        self,
+        *,
+        classification: Global___ImageClassification | None = ...,
+        error: _error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "error", b"error", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classification", b"classification", "error", b"error", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["classification", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ClassifyImageResult: _TypeAlias = ClassifyImageResult  # noqa: Y015
+
+@_typing.final
+class ImageClassification(_message.Message):
+    """ImageClassification is the labels of one image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Output only. Width of the image in pixels, as it is looked at."""
+    height: _builtins.int
+    """Output only. Its height."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """Output only. Best first; empty when none reaches the threshold."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___LabelScore] | None = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "labels", b"labels", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageClassification: _TypeAlias = ImageClassification  # noqa: Y015
+
+@_typing.final
+class ClassifyFeaturesRequest(_message.Message):
+    """ClassifyFeaturesRequest asks what a model of tables says of rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served model for tables, or `name@version`."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[_features_pb2.FeatureRow]:
+        """Required. 1 to the server's limit of rows (ModelLimits.max_batch_items)."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Names of the columns in the order of the rows' values: all of the model's, each once. Default:
+        the model's columns in its own order.
+        """
+
+    @_builtins.property
+    def options(self) -> Global___ClassifyFeaturesOptions:
+        """Optional. Which labels to return."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        rows: _abc.Iterable[_features_pb2.FeatureRow] | None = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___ClassifyFeaturesOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "model", b"model", "options", b"options", "request_id", b"request_id", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyFeaturesRequest: _TypeAlias = ClassifyFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyFeaturesOptions(_message.Message):
+    """ClassifyFeaturesOptions says which labels to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_K_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    top_k: _builtins.int
+    """Optional. Classifiers: at most this many labels, best first; at least 1. Default: 1."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Classifiers: only these of the model's labels."""
+
+    def __init__(
+        self,
+        *,
+        top_k: _builtins.int | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "top_k", b"top_k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "labels", b"labels", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+
+Global___ClassifyFeaturesOptions: _TypeAlias = ClassifyFeaturesOptions  # noqa: Y015
+
+@_typing.final
+class ClassifyFeaturesResponse(_message.Message):
+    """ClassifyFeaturesResponse holds one result for each row of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    kind: _features_pb2.EstimatorKind.ValueType
+    """Output only. What the model gives for a row."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyFeaturesResult]:
+        """Output only. In the order of the request's rows."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. The model's columns in its own order."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ClassifyFeaturesResult] | None = ...,
+        kind: _features_pb2.EstimatorKind.ValueType = ...,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "kind", b"kind", "model", b"model", "model_version", b"model_version", "results", b"results", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyFeaturesResponse: _TypeAlias = ClassifyFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyFeaturesResult(_message.Message):
+    """ClassifyFeaturesResult is what the model says of a row, or the reason it says nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___FeatureAnswer:
+        """What the model says."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.ItemError:
+        """Why it says nothing."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___FeatureAnswer | None = ...,
+        error: _error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["answer", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ClassifyFeaturesResult: _TypeAlias = ClassifyFeaturesResult  # noqa: Y015
+
+@_typing.final
+class FeatureAnswer(_message.Message):
+    """FeatureAnswer is what a model of tables says of one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.int
+    """Output only. Clusterers: the cluster, counted from 0."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """Output only. Classifiers: labels with their probabilities, best first."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Output only. Regressors: the predicted numbers, one for each target."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___LabelScore] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        cluster: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cluster", b"_cluster", "cluster", b"cluster"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cluster", b"_cluster", "cluster", b"cluster", "labels", b"labels", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cluster: _TypeAlias = _typing.Literal["cluster"]  # noqa: Y015
+    _WhichOneofArgType__cluster: _TypeAlias = _typing.Literal["_cluster", b"_cluster"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster) -> _WhichOneofReturnType__cluster | None: ...
+
+Global___FeatureAnswer: _TypeAlias = FeatureAnswer  # noqa: Y015

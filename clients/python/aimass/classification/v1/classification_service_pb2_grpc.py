@@ -29,7 +29,7 @@ if _version_not_supported:
 
 
 class ClassificationServiceStub:
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -71,10 +71,20 @@ class ClassificationServiceStub:
                 request_serializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.SerializeToString,
                 response_deserializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.FromString,
                 _registered_method=True)
+        self.ClassifyImage = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/ClassifyImage',
+                request_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageResponse.FromString,
+                _registered_method=True)
+        self.ClassifyFeatures = channel.unary_unary(
+                '/aimass.classification.v1.ClassificationService/ClassifyFeatures',
+                request_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesRequest.SerializeToString,
+                response_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesResponse.FromString,
+                _registered_method=True)
 
 
 class ClassificationServiceServicer:
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -123,6 +133,20 @@ class ClassificationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClassifyImage(self, request, context):
+        """ClassifyImage returns the labels of each image, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyFeatures(self, request, context):
+        """ClassifyFeatures returns what a model of tables says of each row, in order: labels, numbers or a cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassificationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +180,16 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
                     request_deserializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.FromString,
                     response_serializer=aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.SerializeToString,
             ),
+            'ClassifyImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyImage,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageResponse.SerializeToString,
+            ),
+            'ClassifyFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyFeatures,
+                    request_deserializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesRequest.FromString,
+                    response_serializer=aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'aimass.classification.v1.ClassificationService', rpc_method_handlers)
@@ -165,7 +199,7 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassificationService:
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -323,6 +357,60 @@ class ClassificationService:
             '/aimass.classification.v1.ClassificationService/AnswerQuestion',
             aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionRequest.SerializeToString,
             aimass_dot_classification_dot_v1_dot_question__answering__pb2.AnswerQuestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/ClassifyImage',
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.classification.v1.ClassificationService/ClassifyFeatures',
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesRequest.SerializeToString,
+            aimass_dot_classification_dot_v1_dot_classification__service__pb2.ClassifyFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,7 +30,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClassificationServiceStub:
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -54,10 +54,14 @@ class ClassificationServiceStub:
     """PredictNextSentence tells, for each pair of texts, whether the second follows the first."""
     AnswerQuestion: _grpc.UnaryUnaryMultiCallable[_question_answering_pb2.AnswerQuestionRequest, _question_answering_pb2.AnswerQuestionResponse]
     """AnswerQuestion returns, for each question, the pieces of its context that answer it."""
+    ClassifyImage: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyImageRequest, _classification_service_pb2.ClassifyImageResponse]
+    """ClassifyImage returns the labels of each image, in order."""
+    ClassifyFeatures: _grpc.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyFeaturesRequest, _classification_service_pb2.ClassifyFeaturesResponse]
+    """ClassifyFeatures returns what a model of tables says of each row, in order: labels, numbers or a cluster."""
 
 @_typing.type_check_only
 class ClassificationServiceAsyncStub(ClassificationServiceStub):
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -78,9 +82,13 @@ class ClassificationServiceAsyncStub(ClassificationServiceStub):
     """PredictNextSentence tells, for each pair of texts, whether the second follows the first."""
     AnswerQuestion: _aio.UnaryUnaryMultiCallable[_question_answering_pb2.AnswerQuestionRequest, _question_answering_pb2.AnswerQuestionResponse]  # type: ignore[assignment]
     """AnswerQuestion returns, for each question, the pieces of its context that answer it."""
+    ClassifyImage: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyImageRequest, _classification_service_pb2.ClassifyImageResponse]  # type: ignore[assignment]
+    """ClassifyImage returns the labels of each image, in order."""
+    ClassifyFeatures: _aio.UnaryUnaryMultiCallable[_classification_service_pb2.ClassifyFeaturesRequest, _classification_service_pb2.ClassifyFeaturesResponse]  # type: ignore[assignment]
+    """ClassifyFeatures returns what a model of tables says of each row, in order: labels, numbers or a cluster."""
 
 class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ClassificationService tells what texts are.
+    """ClassificationService tells what texts, images and rows of tables are.
 
     A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
     item fails its own result, not the call.
@@ -135,5 +143,21 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_question_answering_pb2.AnswerQuestionResponse, _abc.Awaitable[_question_answering_pb2.AnswerQuestionResponse]]:
         """AnswerQuestion returns, for each question, the pieces of its context that answer it."""
+
+    @_abc_1.abstractmethod
+    def ClassifyImage(
+        self,
+        request: _classification_service_pb2.ClassifyImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_classification_service_pb2.ClassifyImageResponse, _abc.Awaitable[_classification_service_pb2.ClassifyImageResponse]]:
+        """ClassifyImage returns the labels of each image, in order."""
+
+    @_abc_1.abstractmethod
+    def ClassifyFeatures(
+        self,
+        request: _classification_service_pb2.ClassifyFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_classification_service_pb2.ClassifyFeaturesResponse, _abc.Awaitable[_classification_service_pb2.ClassifyFeaturesResponse]]:
+        """ClassifyFeatures returns what a model of tables says of each row, in order: labels, numbers or a cluster."""
 
 def add_ClassificationServiceServicer_to_server(servicer: ClassificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

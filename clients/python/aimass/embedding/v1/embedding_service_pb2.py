@@ -24,45 +24,65 @@ _sym_db = _symbol_database.Default()
 
 from aimass.common.v1 import error_pb2 as aimass_dot_common_dot_v1_dot_error__pb2
 from aimass.common.v1 import usage_pb2 as aimass_dot_common_dot_v1_dot_usage__pb2
+from aimass.embedding.v1 import ranking_pb2 as aimass_dot_embedding_dot_v1_dot_ranking__pb2
+from aimass.embedding.v1 import token_embedding_pb2 as aimass_dot_embedding_dot_v1_dot_token__embedding__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+aimass/embedding/v1/embedding_service.proto\x12\x13\x61imass.embedding.v1\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\"\xd7\x01\n\x0c\x45mbedOptions\x12\x16\n\tnormalize\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\ntruncation\x18\x02 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12/\n\x05\x64type\x18\x04 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\x13\n\x0bprompt_name\x18\x05 \x01(\tB\x0c\n\n_normalizeB\r\n\x0b_dimensions\"t\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x32\n\x07options\x18\x03 \x01(\x0b\x32!.aimass.embedding.v1.EmbedOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x81\x02\n\rEmbedResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .aimass.embedding.v1.EmbedResult\x12\x12\n\ndimensions\x18\x02 \x01(\x05\x12/\n\x05\x64type\x18\x03 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12&\n\x05usage\x18\x06 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x07 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"z\n\x0b\x45mbedResult\x12\x33\n\tembedding\x18\x01 \x01(\x0b\x32\x1e.aimass.embedding.v1.EmbeddingH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"T\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x04 \x01(\x05\"i\n\x12\x45mbedStreamRequest\x12\x38\n\x06\x63onfig\x18\x01 \x01(\x0b\x32&.aimass.embedding.v1.EmbedStreamConfigH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\t\n\x07request\"j\n\x11\x45mbedStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x32\n\x07options\x18\x02 \x01(\x0b\x32!.aimass.embedding.v1.EmbedOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x9b\x01\n\x13\x45mbedStreamResponse\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .aimass.embedding.v1.EmbedResult\x12\x12\n\ndimensions\x18\x03 \x01(\x05\x12/\n\x05\x64type\x18\x04 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\"b\n\rSparseOptions\x12\x33\n\ntruncation\x18\x01 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"{\n\x12\x45mbedSparseRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x33\n\x07options\x18\x03 \x01(\x0b\x32\".aimass.embedding.v1.SparseOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xe1\x01\n\x13\x45mbedSparseResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.aimass.embedding.v1.EmbedSparseResult\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x86\x01\n\x11\x45mbedSparseResult\x12\x39\n\tembedding\x18\x01 \x01(\x0b\x32$.aimass.embedding.v1.SparseEmbeddingH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"l\n\x0fSparseEmbedding\x12\x0f\n\x07indices\x18\x01 \x03(\x05\x12\x0f\n\x07weights\x18\x02 \x03(\x02\x12\r\n\x05words\x18\x03 \x03(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x05 \x01(\x05*\x8f\x01\n\x0bVectorDtype\x12\x1c\n\x18VECTOR_DTYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14VECTOR_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14VECTOR_DTYPE_FLOAT16\x10\x02\x12\x15\n\x11VECTOR_DTYPE_INT8\x10\x03\x12\x17\n\x13VECTOR_DTYPE_BINARY\x10\x04*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03\x32\xaa\x02\n\x10\x45mbeddingService\x12N\n\x05\x45mbed\x12!.aimass.embedding.v1.EmbedRequest\x1a\".aimass.embedding.v1.EmbedResponse\x12\x64\n\x0b\x45mbedStream\x12\'.aimass.embedding.v1.EmbedStreamRequest\x1a(.aimass.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12`\n\x0b\x45mbedSparse\x12\'.aimass.embedding.v1.EmbedSparseRequest\x1a(.aimass.embedding.v1.EmbedSparseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+aimass/embedding/v1/embedding_service.proto\x12\x13\x61imass.embedding.v1\x1a\x1c\x61imass/common/v1/error.proto\x1a\x1c\x61imass/common/v1/usage.proto\x1a!aimass/embedding/v1/ranking.proto\x1a)aimass/embedding/v1/token_embedding.proto\"\x88\x02\n\x0c\x45mbedOptions\x12\x16\n\tnormalize\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\ntruncation\x18\x02 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12/\n\x05\x64type\x18\x04 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\x13\n\x0bprompt_name\x18\x05 \x01(\t\x12/\n\x08\x63hunking\x18\x06 \x01(\x0b\x32\x1d.aimass.embedding.v1.ChunkingB\x0c\n\n_normalizeB\r\n\x0b_dimensions\"t\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x32\n\x07options\x18\x03 \x01(\x0b\x32!.aimass.embedding.v1.EmbedOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x81\x02\n\rEmbedResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .aimass.embedding.v1.EmbedResult\x12\x12\n\ndimensions\x18\x02 \x01(\x05\x12/\n\x05\x64type\x18\x03 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12&\n\x05usage\x18\x06 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x07 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"z\n\x0b\x45mbedResult\x12\x33\n\tembedding\x18\x01 \x01(\x0b\x32\x1e.aimass.embedding.v1.EmbeddingH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"d\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x02\x12\x0e\n\x06tokens\x18\x03 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x04 \x01(\x05\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x05\"i\n\x12\x45mbedStreamRequest\x12\x38\n\x06\x63onfig\x18\x01 \x01(\x0b\x32&.aimass.embedding.v1.EmbedStreamConfigH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\t\n\x07request\"j\n\x11\x45mbedStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x32\n\x07options\x18\x02 \x01(\x0b\x32!.aimass.embedding.v1.EmbedOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x9b\x01\n\x13\x45mbedStreamResponse\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .aimass.embedding.v1.EmbedResult\x12\x12\n\ndimensions\x18\x03 \x01(\x05\x12/\n\x05\x64type\x18\x04 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\"b\n\rSparseOptions\x12\x33\n\ntruncation\x18\x01 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"{\n\x12\x45mbedSparseRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x33\n\x07options\x18\x03 \x01(\x0b\x32\".aimass.embedding.v1.SparseOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xe1\x01\n\x13\x45mbedSparseResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.aimass.embedding.v1.EmbedSparseResult\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\x05usage\x18\x05 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x86\x01\n\x11\x45mbedSparseResult\x12\x39\n\tembedding\x18\x01 \x01(\x0b\x32$.aimass.embedding.v1.SparseEmbeddingH\x00\x12,\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.aimass.common.v1.ItemErrorH\x00\x42\x08\n\x06result\"l\n\x0fSparseEmbedding\x12\x0f\n\x07indices\x18\x01 \x03(\x05\x12\x0f\n\x07weights\x18\x02 \x03(\x02\x12\r\n\x05words\x18\x03 \x03(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x05\x12\x18\n\x10truncated_tokens\x18\x05 \x01(\x05\"\x80\x01\n\x12\x45mbedTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x38\n\x07options\x18\x03 \x01(\x0b\x32\'.aimass.embedding.v1.EmbedTokensOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xf0\x01\n\x12\x45mbedTokensOptions\x12\x16\n\tnormalize\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\ntruncation\x18\x02 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12/\n\x05\x64type\x18\x04 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\x13\n\x0bprompt_name\x18\x05 \x01(\t\x12\x11\n\ttext_only\x18\x06 \x01(\x08\x42\x0c\n\n_normalizeB\r\n\x0b_dimensions\"\x8d\x02\n\x13\x45mbedTokensResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.aimass.embedding.v1.EmbedTokensResult\x12\x12\n\ndimensions\x18\x02 \x01(\x05\x12/\n\x05\x64type\x18\x03 \x01(\x0e\x32 .aimass.embedding.v1.VectorDtype\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12&\n\x05usage\x18\x06 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x07 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x93\x01\n\x11SimilarityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07queries\x18\x02 \x03(\t\x12\x11\n\tdocuments\x18\x03 \x03(\t\x12\x37\n\x07options\x18\x04 \x01(\x0b\x32&.aimass.embedding.v1.SimilarityOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x91\x02\n\x11SimilarityOptions\x12\x35\n\x06metric\x18\x01 \x01(\x0e\x32%.aimass.embedding.v1.SimilarityMetric\x12\x33\n\ntruncation\x18\x02 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12/\n\x08\x63hunking\x18\x03 \x01(\x0b\x32\x1d.aimass.embedding.v1.Chunking\x12\x17\n\ndimensions\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x11query_prompt_name\x18\x05 \x01(\t\x12\x1c\n\x14\x64ocument_prompt_name\x18\x06 \x01(\tB\r\n\x0b_dimensions\"\xbd\x02\n\x12SimilarityResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x31\n\x07queries\x18\x02 \x03(\x0b\x32 .aimass.embedding.v1.TextOutcome\x12\x33\n\tdocuments\x18\x03 \x03(\x0b\x32 .aimass.embedding.v1.TextOutcome\x12\x35\n\x06metric\x18\x04 \x01(\x0e\x32%.aimass.embedding.v1.SimilarityMetric\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12&\n\x05usage\x18\x07 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x08 \x01(\x0b\x32\x19.aimass.common.v1.Timings\"\x89\x01\n\rRerankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tdocuments\x18\x03 \x03(\t\x12\x33\n\x07options\x18\x04 \x01(\x0b\x32\".aimass.embedding.v1.RerankOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x9a\x02\n\rRerankOptions\x12\x12\n\x05top_n\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x05score\x18\x02 \x01(\x0e\x32#.aimass.embedding.v1.RelevanceScore\x12\x33\n\ntruncation\x18\x03 \x01(\x0e\x32\x1f.aimass.embedding.v1.Truncation\x12/\n\x08\x63hunking\x18\x04 \x01(\x0b\x32\x1d.aimass.embedding.v1.Chunking\x12\x19\n\x11query_prompt_name\x18\x05 \x01(\t\x12\x1c\n\x14\x64ocument_prompt_name\x18\x06 \x01(\t\x12\x18\n\x10return_documents\x18\x07 \x01(\x08\x42\x08\n\x06_top_n\"\xdc\x02\n\x0eRerankResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.aimass.embedding.v1.RankedDocument\x12\x32\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\".aimass.embedding.v1.DocumentError\x12\x32\n\x06method\x18\x03 \x01(\x0e\x32\".aimass.embedding.v1.RankingMethod\x12\x32\n\x05score\x18\x04 \x01(\x0e\x32#.aimass.embedding.v1.RelevanceScore\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12&\n\x05usage\x18\x07 \x01(\x0b\x32\x17.aimass.common.v1.Usage\x12*\n\x07timings\x18\x08 \x01(\x0b\x32\x19.aimass.common.v1.Timings*\x8f\x01\n\x0bVectorDtype\x12\x1c\n\x18VECTOR_DTYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14VECTOR_DTYPE_FLOAT32\x10\x01\x12\x18\n\x14VECTOR_DTYPE_FLOAT16\x10\x02\x12\x15\n\x11VECTOR_DTYPE_INT8\x10\x03\x12\x17\n\x13VECTOR_DTYPE_BINARY\x10\x04*g\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRUNCATION_NONE\x10\x01\x12\x12\n\x0eTRUNCATION_END\x10\x02\x12\x14\n\x10TRUNCATION_START\x10\x03\x32\xbe\x04\n\x10\x45mbeddingService\x12N\n\x05\x45mbed\x12!.aimass.embedding.v1.EmbedRequest\x1a\".aimass.embedding.v1.EmbedResponse\x12\x64\n\x0b\x45mbedStream\x12\'.aimass.embedding.v1.EmbedStreamRequest\x1a(.aimass.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12`\n\x0b\x45mbedSparse\x12\'.aimass.embedding.v1.EmbedSparseRequest\x1a(.aimass.embedding.v1.EmbedSparseResponse\x12`\n\x0b\x45mbedTokens\x12\'.aimass.embedding.v1.EmbedTokensRequest\x1a(.aimass.embedding.v1.EmbedTokensResponse\x12]\n\nSimilarity\x12&.aimass.embedding.v1.SimilarityRequest\x1a\'.aimass.embedding.v1.SimilarityResponse\x12Q\n\x06Rerank\x12\".aimass.embedding.v1.RerankRequest\x1a#.aimass.embedding.v1.RerankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.embedding.v1.embedding_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VECTORDTYPE']._serialized_start=2008
-  _globals['_VECTORDTYPE']._serialized_end=2151
-  _globals['_TRUNCATION']._serialized_start=2153
-  _globals['_TRUNCATION']._serialized_end=2256
-  _globals['_EMBEDOPTIONS']._serialized_start=129
-  _globals['_EMBEDOPTIONS']._serialized_end=344
-  _globals['_EMBEDREQUEST']._serialized_start=346
-  _globals['_EMBEDREQUEST']._serialized_end=462
-  _globals['_EMBEDRESPONSE']._serialized_start=465
-  _globals['_EMBEDRESPONSE']._serialized_end=722
-  _globals['_EMBEDRESULT']._serialized_start=724
-  _globals['_EMBEDRESULT']._serialized_end=846
-  _globals['_EMBEDDING']._serialized_start=848
-  _globals['_EMBEDDING']._serialized_end=932
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=934
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1039
-  _globals['_EMBEDSTREAMCONFIG']._serialized_start=1041
-  _globals['_EMBEDSTREAMCONFIG']._serialized_end=1147
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1150
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1305
-  _globals['_SPARSEOPTIONS']._serialized_start=1307
-  _globals['_SPARSEOPTIONS']._serialized_end=1405
-  _globals['_EMBEDSPARSEREQUEST']._serialized_start=1407
-  _globals['_EMBEDSPARSEREQUEST']._serialized_end=1530
-  _globals['_EMBEDSPARSERESPONSE']._serialized_start=1533
-  _globals['_EMBEDSPARSERESPONSE']._serialized_end=1758
-  _globals['_EMBEDSPARSERESULT']._serialized_start=1761
-  _globals['_EMBEDSPARSERESULT']._serialized_end=1895
-  _globals['_SPARSEEMBEDDING']._serialized_start=1897
-  _globals['_SPARSEEMBEDDING']._serialized_end=2005
-  _globals['_EMBEDDINGSERVICE']._serialized_start=2259
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2557
+  _globals['_VECTORDTYPE']._serialized_start=4319
+  _globals['_VECTORDTYPE']._serialized_end=4462
+  _globals['_TRUNCATION']._serialized_start=4464
+  _globals['_TRUNCATION']._serialized_end=4567
+  _globals['_EMBEDOPTIONS']._serialized_start=207
+  _globals['_EMBEDOPTIONS']._serialized_end=471
+  _globals['_EMBEDREQUEST']._serialized_start=473
+  _globals['_EMBEDREQUEST']._serialized_end=589
+  _globals['_EMBEDRESPONSE']._serialized_start=592
+  _globals['_EMBEDRESPONSE']._serialized_end=849
+  _globals['_EMBEDRESULT']._serialized_start=851
+  _globals['_EMBEDRESULT']._serialized_end=973
+  _globals['_EMBEDDING']._serialized_start=975
+  _globals['_EMBEDDING']._serialized_end=1075
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1077
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1182
+  _globals['_EMBEDSTREAMCONFIG']._serialized_start=1184
+  _globals['_EMBEDSTREAMCONFIG']._serialized_end=1290
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1293
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1448
+  _globals['_SPARSEOPTIONS']._serialized_start=1450
+  _globals['_SPARSEOPTIONS']._serialized_end=1548
+  _globals['_EMBEDSPARSEREQUEST']._serialized_start=1550
+  _globals['_EMBEDSPARSEREQUEST']._serialized_end=1673
+  _globals['_EMBEDSPARSERESPONSE']._serialized_start=1676
+  _globals['_EMBEDSPARSERESPONSE']._serialized_end=1901
+  _globals['_EMBEDSPARSERESULT']._serialized_start=1904
+  _globals['_EMBEDSPARSERESULT']._serialized_end=2038
+  _globals['_SPARSEEMBEDDING']._serialized_start=2040
+  _globals['_SPARSEEMBEDDING']._serialized_end=2148
+  _globals['_EMBEDTOKENSREQUEST']._serialized_start=2151
+  _globals['_EMBEDTOKENSREQUEST']._serialized_end=2279
+  _globals['_EMBEDTOKENSOPTIONS']._serialized_start=2282
+  _globals['_EMBEDTOKENSOPTIONS']._serialized_end=2522
+  _globals['_EMBEDTOKENSRESPONSE']._serialized_start=2525
+  _globals['_EMBEDTOKENSRESPONSE']._serialized_end=2794
+  _globals['_SIMILARITYREQUEST']._serialized_start=2797
+  _globals['_SIMILARITYREQUEST']._serialized_end=2944
+  _globals['_SIMILARITYOPTIONS']._serialized_start=2947
+  _globals['_SIMILARITYOPTIONS']._serialized_end=3220
+  _globals['_SIMILARITYRESPONSE']._serialized_start=3223
+  _globals['_SIMILARITYRESPONSE']._serialized_end=3540
+  _globals['_RERANKREQUEST']._serialized_start=3543
+  _globals['_RERANKREQUEST']._serialized_end=3680
+  _globals['_RERANKOPTIONS']._serialized_start=3683
+  _globals['_RERANKOPTIONS']._serialized_end=3965
+  _globals['_RERANKRESPONSE']._serialized_start=3968
+  _globals['_RERANKRESPONSE']._serialized_end=4316
+  _globals['_EMBEDDINGSERVICE']._serialized_start=4570
+  _globals['_EMBEDDINGSERVICE']._serialized_end=5144
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,8 @@ Sentence embeddings with encoder models."""
 
 from aimass.common.v1 import error_pb2 as _error_pb2
 from aimass.common.v1 import usage_pb2 as _usage_pb2
+from aimass.embedding.v1 import ranking_pb2 as _ranking_pb2
+from aimass.embedding.v1 import token_embedding_pb2 as _token_embedding_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -92,6 +94,7 @@ class EmbedOptions(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
     normalize: _builtins.bool
     """Optional. Scale vectors to length 1. Default: the model's own setting."""
     truncation: Global___Truncation.ValueType
@@ -102,6 +105,10 @@ class EmbedOptions(_message.Message):
     """Optional. How the numbers are packed. Default FLOAT32."""
     prompt_name: _builtins.str
     """Optional. Name of one of the model's prompts, such as `query` or `passage`, put before each text."""
+    @_builtins.property
+    def chunking(self) -> _ranking_pb2.Chunking:
+        """Optional. Split a text longer than the model takes instead of cutting it. Excludes `truncation`."""
+
     def __init__(
         self,
         *,
@@ -110,10 +117,11 @@ class EmbedOptions(_message.Message):
         dimensions: _builtins.int | None = ...,
         dtype: Global___VectorDtype.ValueType = ...,
         prompt_name: _builtins.str = ...,
+        chunking: _ranking_pb2.Chunking | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "chunking", b"chunking", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "dtype", b"dtype", "normalize", b"normalize", "prompt_name", b"prompt_name", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "chunking", b"chunking", "dimensions", b"dimensions", "dtype", b"dtype", "normalize", b"normalize", "prompt_name", b"prompt_name", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
@@ -258,6 +266,7 @@ class Embedding(_message.Message):
     SCALE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     vector: _builtins.bytes
     """Output only. The packed numbers."""
     scale: _builtins.float
@@ -265,7 +274,9 @@ class Embedding(_message.Message):
     tokens: _builtins.int
     """Output only. Tokens the model saw, special tokens included."""
     truncated_tokens: _builtins.int
-    """Output only. Tokens that were cut off; 0 when the text fitted."""
+    """Output only. Tokens that were cut off; 0 when the text fitted or was split."""
+    chunks: _builtins.int
+    """Output only. Pieces the text was read in; 1 unless it was split."""
     def __init__(
         self,
         *,
@@ -273,10 +284,11 @@ class Embedding(_message.Message):
         scale: _builtins.float = ...,
         tokens: _builtins.int = ...,
         truncated_tokens: _builtins.int = ...,
+        chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scale", b"scale", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "scale", b"scale", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,3 +583,452 @@ class SparseEmbedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SparseEmbedding: _TypeAlias = SparseEmbedding  # noqa: Y015
+
+@_typing.final
+class EmbedTokensRequest(_message.Message):
+    """EmbedTokensRequest asks for the vectors of the tokens of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served embedding model, or `name@version`."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to the server's limit of texts (ModelLimits.max_batch_items), each not empty. All vectors
+        together are at most 32 MiB as they travel.
+        """
+
+    @_builtins.property
+    def options(self) -> Global___EmbedTokensOptions:
+        """Optional. What the vectors are to be like."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___EmbedTokensOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "options", b"options", "request_id", b"request_id", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedTokensRequest: _TypeAlias = EmbedTokensRequest  # noqa: Y015
+
+@_typing.final
+class EmbedTokensOptions(_message.Message):
+    """EmbedTokensOptions says what the vectors are to be like."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    TEXT_ONLY_FIELD_NUMBER: _builtins.int
+    normalize: _builtins.bool
+    """Optional. Scale each token's vector to length 1. Default true."""
+    truncation: Global___Truncation.ValueType
+    """Optional. What to do with a text longer than the model takes. Default END."""
+    dimensions: _builtins.int
+    """Optional. Keep this many leading dimensions, then normalise. Range 1 to the model's dimensions."""
+    dtype: Global___VectorDtype.ValueType
+    """Optional. How the numbers are packed. Default FLOAT32."""
+    prompt_name: _builtins.str
+    """Optional. Name of one of the model's prompts, put before each text."""
+    text_only: _builtins.bool
+    """Optional. Leave out the special tokens and those of the prompt."""
+    def __init__(
+        self,
+        *,
+        normalize: _builtins.bool | None = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        dimensions: _builtins.int | None = ...,
+        dtype: Global___VectorDtype.ValueType = ...,
+        prompt_name: _builtins.str = ...,
+        text_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "dimensions", b"dimensions", "dtype", b"dtype", "normalize", b"normalize", "prompt_name", b"prompt_name", "text_only", b"text_only", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
+    _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
+
+Global___EmbedTokensOptions: _TypeAlias = EmbedTokensOptions  # noqa: Y015
+
+@_typing.final
+class EmbedTokensResponse(_message.Message):
+    """EmbedTokensResponse holds one result for each text of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    dimensions: _builtins.int
+    """Output only. Numbers in each vector."""
+    dtype: Global___VectorDtype.ValueType
+    """Output only. How the numbers are packed."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_token_embedding_pb2.EmbedTokensResult]:
+        """Output only. In the order of the request's texts."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Output only. Tokens of all texts."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_token_embedding_pb2.EmbedTokensResult] | None = ...,
+        dimensions: _builtins.int = ...,
+        dtype: Global___VectorDtype.ValueType = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "model", b"model", "model_version", b"model_version", "results", b"results", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedTokensResponse: _TypeAlias = EmbedTokensResponse  # noqa: Y015
+
+@_typing.final
+class SimilarityRequest(_message.Message):
+    """SimilarityRequest asks how near texts are to texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served embedding model, or `name@version`."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. At least one text. Queries and documents together are at most the server's limit of texts
+        (ModelLimits.max_batch_items).
+        """
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. The texts to compare them with. Default: the queries themselves, each with each."""
+
+    @_builtins.property
+    def options(self) -> Global___SimilarityOptions:
+        """Optional. How they are compared."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        queries: _abc.Iterable[_builtins.str] | None = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___SimilarityOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "options", b"options", "queries", b"queries", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarityRequest: _TypeAlias = SimilarityRequest  # noqa: Y015
+
+@_typing.final
+class SimilarityOptions(_message.Message):
+    """SimilarityOptions says how texts are compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    QUERY_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    DOCUMENT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    metric: _ranking_pb2.SimilarityMetric.ValueType
+    """Optional. How two vectors are compared. Default COSINE."""
+    truncation: Global___Truncation.ValueType
+    """Optional. What to do with a text longer than the model takes. Default END."""
+    dimensions: _builtins.int
+    """Optional. Keep this many leading dimensions (Matryoshka). Range 1 to the model's dimensions."""
+    query_prompt_name: _builtins.str
+    """Optional. Name of one of the model's prompts, put before each query."""
+    document_prompt_name: _builtins.str
+    """Optional. Name of one of the model's prompts, put before each document."""
+    @_builtins.property
+    def chunking(self) -> _ranking_pb2.Chunking:
+        """Optional. Split a text longer than the model takes instead of cutting it. Excludes `truncation`."""
+
+    def __init__(
+        self,
+        *,
+        metric: _ranking_pb2.SimilarityMetric.ValueType = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        chunking: _ranking_pb2.Chunking | None = ...,
+        dimensions: _builtins.int | None = ...,
+        query_prompt_name: _builtins.str = ...,
+        document_prompt_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "chunking", b"chunking", "dimensions", b"dimensions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "chunking", b"chunking", "dimensions", b"dimensions", "document_prompt_name", b"document_prompt_name", "metric", b"metric", "query_prompt_name", b"query_prompt_name", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
+
+Global___SimilarityOptions: _TypeAlias = SimilarityOptions  # noqa: Y015
+
+@_typing.final
+class SimilarityResponse(_message.Message):
+    """SimilarityResponse holds a number for each query and document."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    metric: _ranking_pb2.SimilarityMetric.ValueType
+    """Output only. How they were compared."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Output only. Row by row: all documents for the first query, then for the next. NaN where either text has
+        an error.
+        """
+
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedCompositeFieldContainer[_ranking_pb2.TextOutcome]:
+        """Output only. In the order of the request's queries."""
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[_ranking_pb2.TextOutcome]:
+        """Output only. In the order of the request's documents; those of the queries when there were none."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Output only. Tokens of all texts."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+        queries: _abc.Iterable[_ranking_pb2.TextOutcome] | None = ...,
+        documents: _abc.Iterable[_ranking_pb2.TextOutcome] | None = ...,
+        metric: _ranking_pb2.SimilarityMetric.ValueType = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "metric", b"metric", "model", b"model", "model_version", b"model_version", "queries", b"queries", "scores", b"scores", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarityResponse: _TypeAlias = SimilarityResponse  # noqa: Y015
+
+@_typing.final
+class RerankRequest(_message.Message):
+    """RerankRequest asks for documents by how well they answer a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Required. Name of a served model, or `name@version`: a sequence classifier with one logit, or an
+    embedding model.
+    """
+    query: _builtins.str
+    """Required. Not empty."""
+    request_id: _builtins.str
+    """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. 1 to the server's limit of items (ModelLimits.max_batch_items), each not empty."""
+
+    @_builtins.property
+    def options(self) -> Global___RerankOptions:
+        """Optional. What is to come back."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        query: _builtins.str = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___RerankOptions | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "options", b"options", "query", b"query", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankOptions(_message.Message):
+    """RerankOptions says what is to come back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOP_N_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
+    CHUNKING_FIELD_NUMBER: _builtins.int
+    QUERY_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    DOCUMENT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    RETURN_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    top_n: _builtins.int
+    """Optional. Only this many documents, the best; at least 1. Default: all."""
+    score: _ranking_pb2.RelevanceScore.ValueType
+    """Optional. What the scores are to be. Default: as the method has it."""
+    truncation: Global___Truncation.ValueType
+    """Optional. What to do with documents longer than the model takes. Default END. Cross-encoders cut the
+    longer one of query and document first.
+    """
+    query_prompt_name: _builtins.str
+    """Optional. Embedding models: name of the prompt put before the query."""
+    document_prompt_name: _builtins.str
+    """Optional. Embedding models: name of the prompt put before each document."""
+    return_documents: _builtins.bool
+    """Optional. Send the documents back with their scores."""
+    @_builtins.property
+    def chunking(self) -> _ranking_pb2.Chunking:
+        """Optional. Embedding models: split a document longer than the model takes. Excludes `truncation`."""
+
+    def __init__(
+        self,
+        *,
+        top_n: _builtins.int | None = ...,
+        score: _ranking_pb2.RelevanceScore.ValueType = ...,
+        truncation: Global___Truncation.ValueType = ...,
+        chunking: _ranking_pb2.Chunking | None = ...,
+        query_prompt_name: _builtins.str = ...,
+        document_prompt_name: _builtins.str = ...,
+        return_documents: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "chunking", b"chunking", "top_n", b"top_n"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "chunking", b"chunking", "document_prompt_name", b"document_prompt_name", "query_prompt_name", b"query_prompt_name", "return_documents", b"return_documents", "score", b"score", "top_n", b"top_n", "truncation", b"truncation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_n: _TypeAlias = _typing.Literal["top_n"]  # noqa: Y015
+    _WhichOneofArgType__top_n: _TypeAlias = _typing.Literal["_top_n", b"_top_n"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n) -> _WhichOneofReturnType__top_n | None: ...
+
+Global___RerankOptions: _TypeAlias = RerankOptions  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    """RerankResponse holds documents, the best first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    method: _ranking_pb2.RankingMethod.ValueType
+    """Output only. What decided about the order."""
+    score: _ranking_pb2.RelevanceScore.ValueType
+    """Output only. What the scores are."""
+    model: _builtins.str
+    """Output only. The model that answered."""
+    model_version: _builtins.str
+    """Output only. Its version."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_ranking_pb2.RankedDocument]:
+        """Output only. By score, the best first; of equal scores the first document comes first."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_ranking_pb2.DocumentError]:
+        """Output only. Documents that could not be read."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """Output only. Tokens of the query and all documents, as often as the model read them."""
+
+    @_builtins.property
+    def timings(self) -> _usage_pb2.Timings:
+        """Output only. Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_ranking_pb2.RankedDocument] | None = ...,
+        errors: _abc.Iterable[_ranking_pb2.DocumentError] | None = ...,
+        method: _ranking_pb2.RankingMethod.ValueType = ...,
+        score: _ranking_pb2.RelevanceScore.ValueType = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        timings: _usage_pb2.Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "method", b"method", "model", b"model", "model_version", b"model_version", "results", b"results", "score", b"score", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015

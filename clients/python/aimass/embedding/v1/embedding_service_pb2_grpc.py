@@ -52,6 +52,21 @@ class EmbeddingServiceStub:
                 request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.SerializeToString,
                 response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.FromString,
                 _registered_method=True)
+        self.EmbedTokens = channel.unary_unary(
+                '/aimass.embedding.v1.EmbeddingService/EmbedTokens',
+                request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensRequest.SerializeToString,
+                response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensResponse.FromString,
+                _registered_method=True)
+        self.Similarity = channel.unary_unary(
+                '/aimass.embedding.v1.EmbeddingService/Similarity',
+                request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityRequest.SerializeToString,
+                response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/aimass.embedding.v1.EmbeddingService/Rerank',
+                request_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankRequest.SerializeToString,
+                response_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer:
@@ -83,6 +98,28 @@ class EmbeddingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EmbedTokens(self, request, context):
+        """EmbedTokens returns a vector for every token of each text, in order. One bad text fails its own result,
+        not the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Similarity(self, request, context):
+        """Similarity compares texts with texts: one with many, or many with many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Rerank orders documents by how well they answer a query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbeddingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +137,21 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.EmbedSparse,
                     request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.FromString,
                     response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.SerializeToString,
+            ),
+            'EmbedTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedTokens,
+                    request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensRequest.FromString,
+                    response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensResponse.SerializeToString,
+            ),
+            'Similarity': grpc.unary_unary_rpc_method_handler(
+                    servicer.Similarity,
+                    request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityRequest.FromString,
+                    response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankRequest.FromString,
+                    response_serializer=aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,6 +238,87 @@ class EmbeddingService:
             '/aimass.embedding.v1.EmbeddingService/EmbedSparse',
             aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseRequest.SerializeToString,
             aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedSparseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.embedding.v1.EmbeddingService/EmbedTokens',
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensRequest.SerializeToString,
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.EmbedTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Similarity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.embedding.v1.EmbeddingService/Similarity',
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityRequest.SerializeToString,
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.SimilarityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aimass.embedding.v1.EmbeddingService/Rerank',
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankRequest.SerializeToString,
+            aimass_dot_embedding_dot_v1_dot_embedding__service__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,14 @@ class EmbeddingServiceStub:
     """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
     fails its own result, not the call.
     """
+    EmbedTokens: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedTokensRequest, _embedding_service_pb2.EmbedTokensResponse]
+    """EmbedTokens returns a vector for every token of each text, in order. One bad text fails its own result,
+    not the call.
+    """
+    Similarity: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.SimilarityRequest, _embedding_service_pb2.SimilarityResponse]
+    """Similarity compares texts with texts: one with many, or many with many."""
+    Rerank: _grpc.UnaryUnaryMultiCallable[_embedding_service_pb2.RerankRequest, _embedding_service_pb2.RerankResponse]
+    """Rerank orders documents by how well they answer a query."""
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
@@ -65,6 +73,14 @@ class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
     fails its own result, not the call.
     """
+    EmbedTokens: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.EmbedTokensRequest, _embedding_service_pb2.EmbedTokensResponse]  # type: ignore[assignment]
+    """EmbedTokens returns a vector for every token of each text, in order. One bad text fails its own result,
+    not the call.
+    """
+    Similarity: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.SimilarityRequest, _embedding_service_pb2.SimilarityResponse]  # type: ignore[assignment]
+    """Similarity compares texts with texts: one with many, or many with many."""
+    Rerank: _aio.UnaryUnaryMultiCallable[_embedding_service_pb2.RerankRequest, _embedding_service_pb2.RerankResponse]  # type: ignore[assignment]
+    """Rerank orders documents by how well they answer a query."""
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
     """EmbeddingService turns texts into vectors.
@@ -99,5 +115,31 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         """EmbedSparse returns the weights of a vocabulary's words for each text (SPLADE), in order. One bad text
         fails its own result, not the call.
         """
+
+    @_abc_1.abstractmethod
+    def EmbedTokens(
+        self,
+        request: _embedding_service_pb2.EmbedTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_embedding_service_pb2.EmbedTokensResponse, _abc.Awaitable[_embedding_service_pb2.EmbedTokensResponse]]:
+        """EmbedTokens returns a vector for every token of each text, in order. One bad text fails its own result,
+        not the call.
+        """
+
+    @_abc_1.abstractmethod
+    def Similarity(
+        self,
+        request: _embedding_service_pb2.SimilarityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_embedding_service_pb2.SimilarityResponse, _abc.Awaitable[_embedding_service_pb2.SimilarityResponse]]:
+        """Similarity compares texts with texts: one with many, or many with many."""
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _embedding_service_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_embedding_service_pb2.RerankResponse, _abc.Awaitable[_embedding_service_pb2.RerankResponse]]:
+        """Rerank orders documents by how well they answer a query."""
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

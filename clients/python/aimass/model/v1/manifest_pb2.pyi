@@ -3,6 +3,8 @@
 isort:skip_file
 The bundle manifest: the contract between the exporters, which write it, and the services, which read it."""
 
+from aimass.model.v1 import features_spec_pb2 as _features_spec_pb2
+from aimass.model.v1 import image_spec_pb2 as _image_spec_pb2
 from aimass.model.v1 import synthesis_spec_pb2 as _synthesis_spec_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -53,6 +55,10 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """Turn text into weights of the words of a vocabulary (SPLADE)."""
     TASK_SPEECH_SYNTHESIS: _Task.ValueType  # 12
     """Turn text into speech."""
+    TASK_IMAGE_CLASSIFICATION: _Task.ValueType  # 13
+    """Give an image labels."""
+    TASK_FEATURE_CLASSIFICATION: _Task.ValueType  # 14
+    """Tell something of rows of a table: labels, numbers or a cluster."""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """Task is what a model is for."""
@@ -83,6 +89,10 @@ TASK_SPARSE_EMBEDDING: Task.ValueType  # 11
 """Turn text into weights of the words of a vocabulary (SPLADE)."""
 TASK_SPEECH_SYNTHESIS: Task.ValueType  # 12
 """Turn text into speech."""
+TASK_IMAGE_CLASSIFICATION: Task.ValueType  # 13
+"""Give an image labels."""
+TASK_FEATURE_CLASSIFICATION: Task.ValueType  # 14
+"""Tell something of rows of a table: labels, numbers or a cluster."""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Precision:
@@ -220,6 +230,8 @@ class ModelManifest(_message.Message):
     VOICE_ACTIVITY_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     SPEECH_SYNTHESIS_FIELD_NUMBER: _builtins.int
+    IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -286,6 +298,14 @@ class ModelManifest(_message.Message):
     def speech_synthesis(self) -> _synthesis_spec_pb2.SpeechSynthesisSpec:
         """Optional. Set when the model speaks. See `synthesis_spec.proto`."""
 
+    @_builtins.property
+    def image_classification(self) -> _image_spec_pb2.ImageClassificationSpec:
+        """Optional. Set when the model reads images. See `image_spec.proto`."""
+
+    @_builtins.property
+    def features(self) -> _features_spec_pb2.FeaturesSpec:
+        """Optional. Set when the model reads tables. See `features_spec.proto`."""
+
     def __init__(
         self,
         *,
@@ -310,10 +330,12 @@ class ModelManifest(_message.Message):
         voice_activity: Global___VoiceActivitySpec | None = ...,
         adapter: _builtins.str = ...,
         speech_synthesis: _synthesis_spec_pb2.SpeechSynthesisSpec | None = ...,
+        image_classification: _image_spec_pb2.ImageClassificationSpec | None = ...,
+        features: _features_spec_pb2.FeaturesSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "parity", b"parity", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "features", b"features", "image_classification", b"image_classification", "parity", b"parity", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "files", b"files", "graphs", b"graphs", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "features", b"features", "files", b"files", "graphs", b"graphs", "image_classification", b"image_classification", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,8 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { EstimatorKind, FeatureRow } from "./features_pb.js";
+import { file_aimass_classification_v1_features } from "./features_pb.js";
 import type { FillMaskRequestSchema, FillMaskResponseSchema } from "./fill_mask_pb.js";
 import { file_aimass_classification_v1_fill_mask } from "./fill_mask_pb.js";
 import type { AnswerQuestionRequestSchema, AnswerQuestionResponseSchema } from "./question_answering_pb.js";
@@ -22,7 +24,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/classification/v1/classification_service.proto.
  */
 export const file_aimass_classification_v1_classification_service: GenFile = /*@__PURE__*/
-  fileDesc("CjVhaW1hc3MvY2xhc3NpZmljYXRpb24vdjEvY2xhc3NpZmljYXRpb25fc2VydmljZS5wcm90bxIYYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxIqkBChNDbGFzc2lmeVRleHRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEjMKBmlucHV0cxgCIAMoCzIjLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UZXh0SW5wdXQSOgoHb3B0aW9ucxgDIAEoCzIpLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeU9wdGlvbnMSEgoKcmVxdWVzdF9pZBgEIAEoCSI/CglUZXh0SW5wdXQSDAoEdGV4dBgBIAEoCRIWCgl0ZXh0X3BhaXIYAiABKAlIAIgBAUIMCgpfdGV4dF9wYWlyIs0BCg9DbGFzc2lmeU9wdGlvbnMSEgoFdG9wX2sYASABKAVIAIgBARIWCgl0aHJlc2hvbGQYAiABKAFIAYgBARIOCgZsYWJlbHMYAyADKAkSOAoKdHJ1bmNhdGlvbhgEIAEoDjIkLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UcnVuY2F0aW9uEhoKDW1pbl9wcmVjaXNpb24YBSABKAFIAogBAUIICgZfdG9wX2tCDAoKX3RocmVzaG9sZEIQCg5fbWluX3ByZWNpc2lvbiKIAgoUQ2xhc3NpZnlUZXh0UmVzcG9uc2USPQoHcmVzdWx0cxgBIAMoCzIsLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVRleHRSZXN1bHQSNwoKc2NvcmVfa2luZBgCIAEoDjIjLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5TY29yZUtpbmQSDQoFbW9kZWwYAyABKAkSFQoNbW9kZWxfdmVyc2lvbhgEIAEoCRImCgV1c2FnZRgFIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgGIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5ncyKQAQoSQ2xhc3NpZnlUZXh0UmVzdWx0EkIKDmNsYXNzaWZpY2F0aW9uGAEgASgLMiguYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZpY2F0aW9uSAASLAoFZXJyb3IYAiABKAsyGy5haW1hc3MuY29tbW9uLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCJwCg5DbGFzc2lmaWNhdGlvbhI0CgZsYWJlbHMYASADKAsyJC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuTGFiZWxTY29yZRIOCgZ0b2tlbnMYAiABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgDIAEoBSI5CgpMYWJlbFNjb3JlEg0KBWxhYmVsGAEgASgJEg0KBXNjb3JlGAIgASgBEg0KBWluZGV4GAMgASgFIpcBChdDbGFzc2lmeVplcm9TaG90UmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgV0ZXh0cxgCIAMoCRIOCgZsYWJlbHMYAyADKAkSOgoHb3B0aW9ucxgEIAEoCzIpLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5aZXJvU2hvdE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgFIAEoCSLBAQoPWmVyb1Nob3RPcHRpb25zEhsKE2h5cG90aGVzaXNfdGVtcGxhdGUYASABKAkSEwoLbXVsdGlfbGFiZWwYAiABKAgSEgoFdG9wX2sYAyABKAVIAIgBARIWCgl0aHJlc2hvbGQYBCABKAFIAYgBARI4Cgp0cnVuY2F0aW9uGAUgASgOMiQuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlRydW5jYXRpb25CCAoGX3RvcF9rQgwKCl90aHJlc2hvbGQijAIKGENsYXNzaWZ5WmVyb1Nob3RSZXNwb25zZRI9CgdyZXN1bHRzGAEgAygLMiwuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VGV4dFJlc3VsdBI3CgpzY29yZV9raW5kGAIgASgOMiMuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlNjb3JlS2luZBINCgVtb2RlbBgDIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAQgASgJEiYKBXVzYWdlGAUgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAYgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIrABChpQcmVkaWN0TmV4dFNlbnRlbmNlUmVxdWVzdBINCgVtb2RlbBgBIAEoCRI1CgVwYWlycxgCIAMoCzImLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5TZW50ZW5jZVBhaXISOAoKdHJ1bmNhdGlvbhgDIAEoDjIkLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UcnVuY2F0aW9uEhIKCnJlcXVlc3RfaWQYBCABKAkiLwoMU2VudGVuY2VQYWlyEgwKBHRleHQYASABKAkSEQoJbmV4dF90ZXh0GAIgASgJItYBChtQcmVkaWN0TmV4dFNlbnRlbmNlUmVzcG9uc2USPQoHcmVzdWx0cxgBIAMoCzIsLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5OZXh0U2VudGVuY2VSZXN1bHQSDQoFbW9kZWwYAiABKAkSFQoNbW9kZWxfdmVyc2lvbhgDIAEoCRImCgV1c2FnZRgEIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgFIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5ncyKUAQoSTmV4dFNlbnRlbmNlUmVzdWx0EkYKCnByZWRpY3Rpb24YASABKAsyMC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuTmV4dFNlbnRlbmNlUHJlZGljdGlvbkgAEiwKBWVycm9yGAIgASgLMhsuYWltYXNzLmNvbW1vbi52MS5JdGVtRXJyb3JIAEIICgZyZXN1bHQiUQoWTmV4dFNlbnRlbmNlUHJlZGljdGlvbhINCgVzY29yZRgBIAEoARIOCgZ0b2tlbnMYAiABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgDIAEoBSpnCgpUcnVuY2F0aW9uEhoKFlRSVU5DQVRJT05fVU5TUEVDSUZJRUQQABITCg9UUlVOQ0FUSU9OX05PTkUQARISCg5UUlVOQ0FUSU9OX0VORBACEhQKEFRSVU5DQVRJT05fU1RBUlQQAyp7CglTY29yZUtpbmQSGgoWU0NPUkVfS0lORF9VTlNQRUNJRklFRBAAEhsKF1NDT1JFX0tJTkRfU0lOR0xFX0xBQkVMEAESGgoWU0NPUkVfS0lORF9NVUxUSV9MQUJFTBACEhkKFVNDT1JFX0tJTkRfUkVHUkVTU0lPThADMtMFChVDbGFzc2lmaWNhdGlvblNlcnZpY2USbQoMQ2xhc3NpZnlUZXh0Ei0uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VGV4dFJlcXVlc3QaLi5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlUZXh0UmVzcG9uc2USeQoQQ2xhc3NpZnlaZXJvU2hvdBIxLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVplcm9TaG90UmVxdWVzdBoyLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVplcm9TaG90UmVzcG9uc2UScwoOQ2xhc3NpZnlUb2tlbnMSLy5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlUb2tlbnNSZXF1ZXN0GjAuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VG9rZW5zUmVzcG9uc2USYQoIRmlsbE1hc2sSKS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuRmlsbE1hc2tSZXF1ZXN0GiouYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkZpbGxNYXNrUmVzcG9uc2USggEKE1ByZWRpY3ROZXh0U2VudGVuY2USNC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuUHJlZGljdE5leHRTZW50ZW5jZVJlcXVlc3QaNS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuUHJlZGljdE5leHRTZW50ZW5jZVJlc3BvbnNlEnMKDkFuc3dlclF1ZXN0aW9uEi8uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkFuc3dlclF1ZXN0aW9uUmVxdWVzdBowLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5BbnN3ZXJRdWVzdGlvblJlc3BvbnNlYgZwcm90bzM", [file_aimass_classification_v1_fill_mask, file_aimass_classification_v1_question_answering, file_aimass_classification_v1_token_classification, file_aimass_common_v1_error, file_aimass_common_v1_usage]);
+  fileDesc("CjVhaW1hc3MvY2xhc3NpZmljYXRpb24vdjEvY2xhc3NpZmljYXRpb25fc2VydmljZS5wcm90bxIYYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxIqkBChNDbGFzc2lmeVRleHRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEjMKBmlucHV0cxgCIAMoCzIjLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UZXh0SW5wdXQSOgoHb3B0aW9ucxgDIAEoCzIpLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeU9wdGlvbnMSEgoKcmVxdWVzdF9pZBgEIAEoCSI/CglUZXh0SW5wdXQSDAoEdGV4dBgBIAEoCRIWCgl0ZXh0X3BhaXIYAiABKAlIAIgBAUIMCgpfdGV4dF9wYWlyIs0BCg9DbGFzc2lmeU9wdGlvbnMSEgoFdG9wX2sYASABKAVIAIgBARIWCgl0aHJlc2hvbGQYAiABKAFIAYgBARIOCgZsYWJlbHMYAyADKAkSOAoKdHJ1bmNhdGlvbhgEIAEoDjIkLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UcnVuY2F0aW9uEhoKDW1pbl9wcmVjaXNpb24YBSABKAFIAogBAUIICgZfdG9wX2tCDAoKX3RocmVzaG9sZEIQCg5fbWluX3ByZWNpc2lvbiKIAgoUQ2xhc3NpZnlUZXh0UmVzcG9uc2USPQoHcmVzdWx0cxgBIAMoCzIsLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVRleHRSZXN1bHQSNwoKc2NvcmVfa2luZBgCIAEoDjIjLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5TY29yZUtpbmQSDQoFbW9kZWwYAyABKAkSFQoNbW9kZWxfdmVyc2lvbhgEIAEoCRImCgV1c2FnZRgFIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgGIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5ncyKQAQoSQ2xhc3NpZnlUZXh0UmVzdWx0EkIKDmNsYXNzaWZpY2F0aW9uGAEgASgLMiguYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZpY2F0aW9uSAASLAoFZXJyb3IYAiABKAsyGy5haW1hc3MuY29tbW9uLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCJwCg5DbGFzc2lmaWNhdGlvbhI0CgZsYWJlbHMYASADKAsyJC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuTGFiZWxTY29yZRIOCgZ0b2tlbnMYAiABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgDIAEoBSI5CgpMYWJlbFNjb3JlEg0KBWxhYmVsGAEgASgJEg0KBXNjb3JlGAIgASgBEg0KBWluZGV4GAMgASgFIpcBChdDbGFzc2lmeVplcm9TaG90UmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgV0ZXh0cxgCIAMoCRIOCgZsYWJlbHMYAyADKAkSOgoHb3B0aW9ucxgEIAEoCzIpLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5aZXJvU2hvdE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgFIAEoCSLBAQoPWmVyb1Nob3RPcHRpb25zEhsKE2h5cG90aGVzaXNfdGVtcGxhdGUYASABKAkSEwoLbXVsdGlfbGFiZWwYAiABKAgSEgoFdG9wX2sYAyABKAVIAIgBARIWCgl0aHJlc2hvbGQYBCABKAFIAYgBARI4Cgp0cnVuY2F0aW9uGAUgASgOMiQuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlRydW5jYXRpb25CCAoGX3RvcF9rQgwKCl90aHJlc2hvbGQijAIKGENsYXNzaWZ5WmVyb1Nob3RSZXNwb25zZRI9CgdyZXN1bHRzGAEgAygLMiwuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VGV4dFJlc3VsdBI3CgpzY29yZV9raW5kGAIgASgOMiMuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlNjb3JlS2luZBINCgVtb2RlbBgDIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAQgASgJEiYKBXVzYWdlGAUgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAYgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIrABChpQcmVkaWN0TmV4dFNlbnRlbmNlUmVxdWVzdBINCgVtb2RlbBgBIAEoCRI1CgVwYWlycxgCIAMoCzImLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5TZW50ZW5jZVBhaXISOAoKdHJ1bmNhdGlvbhgDIAEoDjIkLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5UcnVuY2F0aW9uEhIKCnJlcXVlc3RfaWQYBCABKAkiLwoMU2VudGVuY2VQYWlyEgwKBHRleHQYASABKAkSEQoJbmV4dF90ZXh0GAIgASgJItYBChtQcmVkaWN0TmV4dFNlbnRlbmNlUmVzcG9uc2USPQoHcmVzdWx0cxgBIAMoCzIsLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5OZXh0U2VudGVuY2VSZXN1bHQSDQoFbW9kZWwYAiABKAkSFQoNbW9kZWxfdmVyc2lvbhgDIAEoCRImCgV1c2FnZRgEIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgFIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5ncyKUAQoSTmV4dFNlbnRlbmNlUmVzdWx0EkYKCnByZWRpY3Rpb24YASABKAsyMC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuTmV4dFNlbnRlbmNlUHJlZGljdGlvbkgAEiwKBWVycm9yGAIgASgLMhsuYWltYXNzLmNvbW1vbi52MS5JdGVtRXJyb3JIAEIICgZyZXN1bHQiUQoWTmV4dFNlbnRlbmNlUHJlZGljdGlvbhINCgVzY29yZRgBIAEoARIOCgZ0b2tlbnMYAiABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgDIAEoBSKKAQoUQ2xhc3NpZnlJbWFnZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDgoGaW1hZ2VzGAIgAygMEj8KB29wdGlvbnMYAyABKAsyLi5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlJbWFnZU9wdGlvbnMSEgoKcmVxdWVzdF9pZBgEIAEoCSJqChRDbGFzc2lmeUltYWdlT3B0aW9ucxISCgV0b3BfaxgBIAEoBUgAiAEBEhYKCXRocmVzaG9sZBgCIAEoAUgBiAEBEg4KBmxhYmVscxgDIAMoCUIICgZfdG9wX2tCDAoKX3RocmVzaG9sZCLiAQoVQ2xhc3NpZnlJbWFnZVJlc3BvbnNlEj4KB3Jlc3VsdHMYASADKAsyLS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlJbWFnZVJlc3VsdBI3CgpzY29yZV9raW5kGAIgASgOMiMuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlNjb3JlS2luZBINCgVtb2RlbBgDIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAQgASgJEioKB3RpbWluZ3MYBSABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MilgEKE0NsYXNzaWZ5SW1hZ2VSZXN1bHQSRwoOY2xhc3NpZmljYXRpb24YASABKAsyLS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuSW1hZ2VDbGFzc2lmaWNhdGlvbkgAEiwKBWVycm9yGAIgASgLMhsuYWltYXNzLmNvbW1vbi52MS5JdGVtRXJyb3JIAEIICgZyZXN1bHQiagoTSW1hZ2VDbGFzc2lmaWNhdGlvbhI0CgZsYWJlbHMYASADKAsyJC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuTGFiZWxTY29yZRINCgV3aWR0aBgCIAEoBRIOCgZoZWlnaHQYAyABKAUixQEKF0NsYXNzaWZ5RmVhdHVyZXNSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEjIKBHJvd3MYAiADKAsyJC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuRmVhdHVyZVJvdxIPCgdjb2x1bW5zGAMgAygJEkIKB29wdGlvbnMYBCABKAsyMS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlGZWF0dXJlc09wdGlvbnMSEgoKcmVxdWVzdF9pZBgFIAEoCSJHChdDbGFzc2lmeUZlYXR1cmVzT3B0aW9ucxISCgV0b3BfaxgBIAEoBUgAiAEBEg4KBmxhYmVscxgCIAMoCUIICgZfdG9wX2si9wEKGENsYXNzaWZ5RmVhdHVyZXNSZXNwb25zZRJBCgdyZXN1bHRzGAEgAygLMjAuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5RmVhdHVyZXNSZXN1bHQSNQoEa2luZBgCIAEoDjInLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5Fc3RpbWF0b3JLaW5kEg8KB2NvbHVtbnMYAyADKAkSDQoFbW9kZWwYBCABKAkSFQoNbW9kZWxfdmVyc2lvbhgFIAEoCRIqCgd0aW1pbmdzGAYgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIosBChZDbGFzc2lmeUZlYXR1cmVzUmVzdWx0EjkKBmFuc3dlchgBIAEoCzInLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5GZWF0dXJlQW5zd2VySAASLAoFZXJyb3IYAiABKAsyGy5haW1hc3MuY29tbW9uLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCJ3Cg1GZWF0dXJlQW5zd2VyEjQKBmxhYmVscxgBIAMoCzIkLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5MYWJlbFNjb3JlEg4KBnZhbHVlcxgCIAMoARIUCgdjbHVzdGVyGAMgASgFSACIAQFCCgoIX2NsdXN0ZXIqZwoKVHJ1bmNhdGlvbhIaChZUUlVOQ0FUSU9OX1VOU1BFQ0lGSUVEEAASEwoPVFJVTkNBVElPTl9OT05FEAESEgoOVFJVTkNBVElPTl9FTkQQAhIUChBUUlVOQ0FUSU9OX1NUQVJUEAMqewoJU2NvcmVLaW5kEhoKFlNDT1JFX0tJTkRfVU5TUEVDSUZJRUQQABIbChdTQ09SRV9LSU5EX1NJTkdMRV9MQUJFTBABEhoKFlNDT1JFX0tJTkRfTVVMVElfTEFCRUwQAhIZChVTQ09SRV9LSU5EX1JFR1JFU1NJT04QAzLABwoVQ2xhc3NpZmljYXRpb25TZXJ2aWNlEm0KDENsYXNzaWZ5VGV4dBItLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVRleHRSZXF1ZXN0Gi4uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VGV4dFJlc3BvbnNlEnkKEENsYXNzaWZ5WmVyb1Nob3QSMS5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlaZXJvU2hvdFJlcXVlc3QaMi5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQ2xhc3NpZnlaZXJvU2hvdFJlc3BvbnNlEnMKDkNsYXNzaWZ5VG9rZW5zEi8uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5VG9rZW5zUmVxdWVzdBowLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5DbGFzc2lmeVRva2Vuc1Jlc3BvbnNlEmEKCEZpbGxNYXNrEikuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkZpbGxNYXNrUmVxdWVzdBoqLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5GaWxsTWFza1Jlc3BvbnNlEoIBChNQcmVkaWN0TmV4dFNlbnRlbmNlEjQuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlByZWRpY3ROZXh0U2VudGVuY2VSZXF1ZXN0GjUuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLlByZWRpY3ROZXh0U2VudGVuY2VSZXNwb25zZRJzCg5BbnN3ZXJRdWVzdGlvbhIvLmFpbWFzcy5jbGFzc2lmaWNhdGlvbi52MS5BbnN3ZXJRdWVzdGlvblJlcXVlc3QaMC5haW1hc3MuY2xhc3NpZmljYXRpb24udjEuQW5zd2VyUXVlc3Rpb25SZXNwb25zZRJwCg1DbGFzc2lmeUltYWdlEi4uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5SW1hZ2VSZXF1ZXN0Gi8uYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5SW1hZ2VSZXNwb25zZRJ5ChBDbGFzc2lmeUZlYXR1cmVzEjEuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5RmVhdHVyZXNSZXF1ZXN0GjIuYWltYXNzLmNsYXNzaWZpY2F0aW9uLnYxLkNsYXNzaWZ5RmVhdHVyZXNSZXNwb25zZWIGcHJvdG8z", [file_aimass_classification_v1_features, file_aimass_classification_v1_fill_mask, file_aimass_classification_v1_question_answering, file_aimass_classification_v1_token_classification, file_aimass_common_v1_error, file_aimass_common_v1_usage]);
 
 /**
  * ClassifyTextRequest asks for the labels of texts.
@@ -656,6 +658,412 @@ export const NextSentencePredictionSchema: GenMessage<NextSentencePrediction> = 
   messageDesc(file_aimass_classification_v1_classification_service, 14);
 
 /**
+ * ClassifyImageRequest asks for the labels of images.
+ *
+ * @generated from message aimass.classification.v1.ClassifyImageRequest
+ */
+export type ClassifyImageRequest = Message<"aimass.classification.v1.ClassifyImageRequest"> & {
+  /**
+   * Required. Name of a served model for images, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. 1 to the server's limit of images (ModelLimits.max_batch_items): each the bytes of a PNG, JPEG
+   * or WebP file, at most 8 MiB and 50 million pixels. The first frame of an animation is read. The image is
+   * turned as its EXIF orientation says, and what is transparent is laid on white.
+   *
+   * @generated from field: repeated bytes images = 2;
+   */
+  images: Uint8Array[];
+
+  /**
+   * Optional. Which labels to return.
+   *
+   * @generated from field: aimass.classification.v1.ClassifyImageOptions options = 3;
+   */
+  options?: ClassifyImageOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyImageRequest.
+ * Use `create(ClassifyImageRequestSchema)` to create a new message.
+ */
+export const ClassifyImageRequestSchema: GenMessage<ClassifyImageRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 15);
+
+/**
+ * ClassifyImageOptions says which labels to return.
+ *
+ * @generated from message aimass.classification.v1.ClassifyImageOptions
+ */
+export type ClassifyImageOptions = Message<"aimass.classification.v1.ClassifyImageOptions"> & {
+  /**
+   * Optional. At most this many labels, best first; at least 1. Default: 5 where exactly one label is right, else all.
+   *
+   * @generated from field: optional int32 top_k = 1;
+   */
+  topK?: number | undefined;
+
+  /**
+   * Optional. Least score of a label. Default: 0.5 where any number of labels is right, else none.
+   *
+   * @generated from field: optional double threshold = 2;
+   */
+  threshold?: number | undefined;
+
+  /**
+   * Optional. Only these of the model's labels.
+   *
+   * @generated from field: repeated string labels = 3;
+   */
+  labels: string[];
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyImageOptions.
+ * Use `create(ClassifyImageOptionsSchema)` to create a new message.
+ */
+export const ClassifyImageOptionsSchema: GenMessage<ClassifyImageOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 16);
+
+/**
+ * ClassifyImageResponse holds one result for each image of the request.
+ *
+ * @generated from message aimass.classification.v1.ClassifyImageResponse
+ */
+export type ClassifyImageResponse = Message<"aimass.classification.v1.ClassifyImageResponse"> & {
+  /**
+   * Output only. In the order of the request's images.
+   *
+   * @generated from field: repeated aimass.classification.v1.ClassifyImageResult results = 1;
+   */
+  results: ClassifyImageResult[];
+
+  /**
+   * Output only. What the scores are.
+   *
+   * @generated from field: aimass.classification.v1.ScoreKind score_kind = 2;
+   */
+  scoreKind: ScoreKind;
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 3;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 4;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Where the time went; tokenize_ms is the time of decoding.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 5;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyImageResponse.
+ * Use `create(ClassifyImageResponseSchema)` to create a new message.
+ */
+export const ClassifyImageResponseSchema: GenMessage<ClassifyImageResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 17);
+
+/**
+ * ClassifyImageResult is the labels of an image or the reason there are none.
+ *
+ * @generated from message aimass.classification.v1.ClassifyImageResult
+ */
+export type ClassifyImageResult = Message<"aimass.classification.v1.ClassifyImageResult"> & {
+  /**
+   * Output only. Exactly one is set.
+   *
+   * @generated from oneof aimass.classification.v1.ClassifyImageResult.result
+   */
+  result: {
+    /**
+     * The labels.
+     *
+     * @generated from field: aimass.classification.v1.ImageClassification classification = 1;
+     */
+    value: ImageClassification;
+    case: "classification";
+  } | {
+    /**
+     * Why this image has none.
+     *
+     * @generated from field: aimass.common.v1.ItemError error = 2;
+     */
+    value: ItemError;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyImageResult.
+ * Use `create(ClassifyImageResultSchema)` to create a new message.
+ */
+export const ClassifyImageResultSchema: GenMessage<ClassifyImageResult> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 18);
+
+/**
+ * ImageClassification is the labels of one image.
+ *
+ * @generated from message aimass.classification.v1.ImageClassification
+ */
+export type ImageClassification = Message<"aimass.classification.v1.ImageClassification"> & {
+  /**
+   * Output only. Best first; empty when none reaches the threshold.
+   *
+   * @generated from field: repeated aimass.classification.v1.LabelScore labels = 1;
+   */
+  labels: LabelScore[];
+
+  /**
+   * Output only. Width of the image in pixels, as it is looked at.
+   *
+   * @generated from field: int32 width = 2;
+   */
+  width: number;
+
+  /**
+   * Output only. Its height.
+   *
+   * @generated from field: int32 height = 3;
+   */
+  height: number;
+};
+
+/**
+ * Describes the message aimass.classification.v1.ImageClassification.
+ * Use `create(ImageClassificationSchema)` to create a new message.
+ */
+export const ImageClassificationSchema: GenMessage<ImageClassification> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 19);
+
+/**
+ * ClassifyFeaturesRequest asks what a model of tables says of rows.
+ *
+ * @generated from message aimass.classification.v1.ClassifyFeaturesRequest
+ */
+export type ClassifyFeaturesRequest = Message<"aimass.classification.v1.ClassifyFeaturesRequest"> & {
+  /**
+   * Required. Name of a served model for tables, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. 1 to the server's limit of rows (ModelLimits.max_batch_items).
+   *
+   * @generated from field: repeated aimass.classification.v1.FeatureRow rows = 2;
+   */
+  rows: FeatureRow[];
+
+  /**
+   * Optional. Names of the columns in the order of the rows' values: all of the model's, each once. Default:
+   * the model's columns in its own order.
+   *
+   * @generated from field: repeated string columns = 3;
+   */
+  columns: string[];
+
+  /**
+   * Optional. Which labels to return.
+   *
+   * @generated from field: aimass.classification.v1.ClassifyFeaturesOptions options = 4;
+   */
+  options?: ClassifyFeaturesOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 5;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyFeaturesRequest.
+ * Use `create(ClassifyFeaturesRequestSchema)` to create a new message.
+ */
+export const ClassifyFeaturesRequestSchema: GenMessage<ClassifyFeaturesRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 20);
+
+/**
+ * ClassifyFeaturesOptions says which labels to return.
+ *
+ * @generated from message aimass.classification.v1.ClassifyFeaturesOptions
+ */
+export type ClassifyFeaturesOptions = Message<"aimass.classification.v1.ClassifyFeaturesOptions"> & {
+  /**
+   * Optional. Classifiers: at most this many labels, best first; at least 1. Default: 1.
+   *
+   * @generated from field: optional int32 top_k = 1;
+   */
+  topK?: number | undefined;
+
+  /**
+   * Optional. Classifiers: only these of the model's labels.
+   *
+   * @generated from field: repeated string labels = 2;
+   */
+  labels: string[];
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyFeaturesOptions.
+ * Use `create(ClassifyFeaturesOptionsSchema)` to create a new message.
+ */
+export const ClassifyFeaturesOptionsSchema: GenMessage<ClassifyFeaturesOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 21);
+
+/**
+ * ClassifyFeaturesResponse holds one result for each row of the request.
+ *
+ * @generated from message aimass.classification.v1.ClassifyFeaturesResponse
+ */
+export type ClassifyFeaturesResponse = Message<"aimass.classification.v1.ClassifyFeaturesResponse"> & {
+  /**
+   * Output only. In the order of the request's rows.
+   *
+   * @generated from field: repeated aimass.classification.v1.ClassifyFeaturesResult results = 1;
+   */
+  results: ClassifyFeaturesResult[];
+
+  /**
+   * Output only. What the model gives for a row.
+   *
+   * @generated from field: aimass.classification.v1.EstimatorKind kind = 2;
+   */
+  kind: EstimatorKind;
+
+  /**
+   * Output only. The model's columns in its own order.
+   *
+   * @generated from field: repeated string columns = 3;
+   */
+  columns: string[];
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 4;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 5;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Where the time went.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 6;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyFeaturesResponse.
+ * Use `create(ClassifyFeaturesResponseSchema)` to create a new message.
+ */
+export const ClassifyFeaturesResponseSchema: GenMessage<ClassifyFeaturesResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 22);
+
+/**
+ * ClassifyFeaturesResult is what the model says of a row, or the reason it says nothing.
+ *
+ * @generated from message aimass.classification.v1.ClassifyFeaturesResult
+ */
+export type ClassifyFeaturesResult = Message<"aimass.classification.v1.ClassifyFeaturesResult"> & {
+  /**
+   * Output only. Exactly one is set.
+   *
+   * @generated from oneof aimass.classification.v1.ClassifyFeaturesResult.result
+   */
+  result: {
+    /**
+     * What the model says.
+     *
+     * @generated from field: aimass.classification.v1.FeatureAnswer answer = 1;
+     */
+    value: FeatureAnswer;
+    case: "answer";
+  } | {
+    /**
+     * Why it says nothing.
+     *
+     * @generated from field: aimass.common.v1.ItemError error = 2;
+     */
+    value: ItemError;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message aimass.classification.v1.ClassifyFeaturesResult.
+ * Use `create(ClassifyFeaturesResultSchema)` to create a new message.
+ */
+export const ClassifyFeaturesResultSchema: GenMessage<ClassifyFeaturesResult> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 23);
+
+/**
+ * FeatureAnswer is what a model of tables says of one row.
+ *
+ * @generated from message aimass.classification.v1.FeatureAnswer
+ */
+export type FeatureAnswer = Message<"aimass.classification.v1.FeatureAnswer"> & {
+  /**
+   * Output only. Classifiers: labels with their probabilities, best first.
+   *
+   * @generated from field: repeated aimass.classification.v1.LabelScore labels = 1;
+   */
+  labels: LabelScore[];
+
+  /**
+   * Output only. Regressors: the predicted numbers, one for each target.
+   *
+   * @generated from field: repeated double values = 2;
+   */
+  values: number[];
+
+  /**
+   * Output only. Clusterers: the cluster, counted from 0.
+   *
+   * @generated from field: optional int32 cluster = 3;
+   */
+  cluster?: number | undefined;
+};
+
+/**
+ * Describes the message aimass.classification.v1.FeatureAnswer.
+ * Use `create(FeatureAnswerSchema)` to create a new message.
+ */
+export const FeatureAnswerSchema: GenMessage<FeatureAnswer> = /*@__PURE__*/
+  messageDesc(file_aimass_classification_v1_classification_service, 24);
+
+/**
  * Truncation says what happens to a text longer than the model takes.
  *
  * @generated from enum aimass.classification.v1.Truncation
@@ -738,7 +1146,7 @@ export const ScoreKindSchema: GenEnum<ScoreKind> = /*@__PURE__*/
   enumDesc(file_aimass_classification_v1_classification_service, 1);
 
 /**
- * ClassificationService tells what texts are.
+ * ClassificationService tells what texts, images and rows of tables are.
  *
  * A text has the same scores alone and in any batch, up to rounding (see the model's parity record). A bad
  * item fails its own result, not the call.
@@ -806,6 +1214,26 @@ export const ClassificationService: GenService<{
     methodKind: "unary";
     input: typeof AnswerQuestionRequestSchema;
     output: typeof AnswerQuestionResponseSchema;
+  },
+  /**
+   * ClassifyImage returns the labels of each image, in order.
+   *
+   * @generated from rpc aimass.classification.v1.ClassificationService.ClassifyImage
+   */
+  classifyImage: {
+    methodKind: "unary";
+    input: typeof ClassifyImageRequestSchema;
+    output: typeof ClassifyImageResponseSchema;
+  },
+  /**
+   * ClassifyFeatures returns what a model of tables says of each row, in order: labels, numbers or a cluster.
+   *
+   * @generated from rpc aimass.classification.v1.ClassificationService.ClassifyFeatures
+   */
+  classifyFeatures: {
+    methodKind: "unary";
+    input: typeof ClassifyFeaturesRequestSchema;
+    output: typeof ClassifyFeaturesResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_aimass_classification_v1_classification_service, 0);

@@ -10,13 +10,17 @@ import type { ItemError } from "../../common/v1/error_pb.js";
 import { file_aimass_common_v1_error } from "../../common/v1/error_pb.js";
 import type { Timings, Usage } from "../../common/v1/usage_pb.js";
 import { file_aimass_common_v1_usage } from "../../common/v1/usage_pb.js";
+import type { Chunking, DocumentError, RankedDocument, RankingMethod, RelevanceScore, SimilarityMetric, TextOutcome } from "./ranking_pb.js";
+import { file_aimass_embedding_v1_ranking } from "./ranking_pb.js";
+import type { EmbedTokensResult } from "./token_embedding_pb.js";
+import { file_aimass_embedding_v1_token_embedding } from "./token_embedding_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file aimass/embedding/v1/embedding_service.proto.
  */
 export const file_aimass_embedding_v1_embedding_service: GenFile = /*@__PURE__*/
-  fileDesc("CithaW1hc3MvZW1iZWRkaW5nL3YxL2VtYmVkZGluZ19zZXJ2aWNlLnByb3RvEhNhaW1hc3MuZW1iZWRkaW5nLnYxItcBCgxFbWJlZE9wdGlvbnMSFgoJbm9ybWFsaXplGAEgASgISACIAQESMwoKdHJ1bmNhdGlvbhgCIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhIXCgpkaW1lbnNpb25zGAMgASgFSAGIAQESLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEhMKC3Byb21wdF9uYW1lGAUgASgJQgwKCl9ub3JtYWxpemVCDQoLX2RpbWVuc2lvbnMidAoMRW1iZWRSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXRleHRzGAIgAygJEjIKB29wdGlvbnMYAyABKAsyIS5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIoECCg1FbWJlZFJlc3BvbnNlEjEKB3Jlc3VsdHMYASADKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAiABKAUSLwoFZHR5cGUYAyABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEg0KBW1vZGVsGAQgASgJEhUKDW1vZGVsX3ZlcnNpb24YBSABKAkSJgoFdXNhZ2UYBiABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYByABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MiegoLRW1iZWRSZXN1bHQSMwoJZW1iZWRkaW5nGAEgASgLMh4uYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZGRpbmdIABIsCgVlcnJvchgCIAEoCzIbLmFpbWFzcy5jb21tb24udjEuSXRlbUVycm9ySABCCAoGcmVzdWx0IlQKCUVtYmVkZGluZxIOCgZ2ZWN0b3IYASABKAwSDQoFc2NhbGUYAiABKAISDgoGdG9rZW5zGAMgASgFEhgKEHRydW5jYXRlZF90b2tlbnMYBCABKAUiaQoSRW1iZWRTdHJlYW1SZXF1ZXN0EjgKBmNvbmZpZxgBIAEoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1Db25maWdIABIOCgR0ZXh0GAIgASgJSABCCQoHcmVxdWVzdCJqChFFbWJlZFN0cmVhbUNvbmZpZxINCgVtb2RlbBgBIAEoCRIyCgdvcHRpb25zGAIgASgLMiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgDIAEoCSKbAQoTRW1iZWRTdHJlYW1SZXNwb25zZRINCgVpbmRleBgBIAEoAxIwCgZyZXN1bHQYAiABKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzdWx0EhIKCmRpbWVuc2lvbnMYAyABKAUSLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlImIKDVNwYXJzZU9wdGlvbnMSMwoKdHJ1bmNhdGlvbhgBIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhISCgV0b3BfaxgCIAEoBUgAiAEBQggKBl90b3BfayJ7ChJFbWJlZFNwYXJzZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDQoFdGV4dHMYAiADKAkSMwoHb3B0aW9ucxgDIAEoCzIiLmFpbWFzcy5lbWJlZGRpbmcudjEuU3BhcnNlT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAQgASgJIuEBChNFbWJlZFNwYXJzZVJlc3BvbnNlEjcKB3Jlc3VsdHMYASADKAsyJi5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3BhcnNlUmVzdWx0EhcKD3ZvY2FidWxhcnlfc2l6ZRgCIAEoBRINCgVtb2RlbBgDIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAQgASgJEiYKBXVzYWdlGAUgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAYgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIoYBChFFbWJlZFNwYXJzZVJlc3VsdBI5CgllbWJlZGRpbmcYASABKAsyJC5haW1hc3MuZW1iZWRkaW5nLnYxLlNwYXJzZUVtYmVkZGluZ0gAEiwKBWVycm9yGAIgASgLMhsuYWltYXNzLmNvbW1vbi52MS5JdGVtRXJyb3JIAEIICgZyZXN1bHQibAoPU3BhcnNlRW1iZWRkaW5nEg8KB2luZGljZXMYASADKAUSDwoHd2VpZ2h0cxgCIAMoAhINCgV3b3JkcxgDIAMoCRIOCgZ0b2tlbnMYBCABKAUSGAoQdHJ1bmNhdGVkX3Rva2VucxgFIAEoBSqPAQoLVmVjdG9yRHR5cGUSHAoYVkVDVE9SX0RUWVBFX1VOU1BFQ0lGSUVEEAASGAoUVkVDVE9SX0RUWVBFX0ZMT0FUMzIQARIYChRWRUNUT1JfRFRZUEVfRkxPQVQxNhACEhUKEVZFQ1RPUl9EVFlQRV9JTlQ4EAMSFwoTVkVDVE9SX0RUWVBFX0JJTkFSWRAEKmcKClRydW5jYXRpb24SGgoWVFJVTkNBVElPTl9VTlNQRUNJRklFRBAAEhMKD1RSVU5DQVRJT05fTk9ORRABEhIKDlRSVU5DQVRJT05fRU5EEAISFAoQVFJVTkNBVElPTl9TVEFSVBADMqoCChBFbWJlZGRpbmdTZXJ2aWNlEk4KBUVtYmVkEiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFJlcXVlc3QaIi5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkUmVzcG9uc2USZAoLRW1iZWRTdHJlYW0SJy5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3RyZWFtUmVxdWVzdBooLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTdHJlYW1SZXNwb25zZSgBMAESYAoLRW1iZWRTcGFyc2USJy5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3BhcnNlUmVxdWVzdBooLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTcGFyc2VSZXNwb25zZWIGcHJvdG8z", [file_aimass_common_v1_error, file_aimass_common_v1_usage]);
+  fileDesc("CithaW1hc3MvZW1iZWRkaW5nL3YxL2VtYmVkZGluZ19zZXJ2aWNlLnByb3RvEhNhaW1hc3MuZW1iZWRkaW5nLnYxIogCCgxFbWJlZE9wdGlvbnMSFgoJbm9ybWFsaXplGAEgASgISACIAQESMwoKdHJ1bmNhdGlvbhgCIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhIXCgpkaW1lbnNpb25zGAMgASgFSAGIAQESLwoFZHR5cGUYBCABKA4yIC5haW1hc3MuZW1iZWRkaW5nLnYxLlZlY3RvckR0eXBlEhMKC3Byb21wdF9uYW1lGAUgASgJEi8KCGNodW5raW5nGAYgASgLMh0uYWltYXNzLmVtYmVkZGluZy52MS5DaHVua2luZ0IMCgpfbm9ybWFsaXplQg0KC19kaW1lbnNpb25zInQKDEVtYmVkUmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgV0ZXh0cxgCIAMoCRIyCgdvcHRpb25zGAMgASgLMiEuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZE9wdGlvbnMSEgoKcmVxdWVzdF9pZBgEIAEoCSKBAgoNRW1iZWRSZXNwb25zZRIxCgdyZXN1bHRzGAEgAygLMiAuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFJlc3VsdBISCgpkaW1lbnNpb25zGAIgASgFEi8KBWR0eXBlGAMgASgOMiAuYWltYXNzLmVtYmVkZGluZy52MS5WZWN0b3JEdHlwZRINCgVtb2RlbBgEIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAUgASgJEiYKBXVzYWdlGAYgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAcgASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzInoKC0VtYmVkUmVzdWx0EjMKCWVtYmVkZGluZxgBIAEoCzIeLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRkaW5nSAASLAoFZXJyb3IYAiABKAsyGy5haW1hc3MuY29tbW9uLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCJkCglFbWJlZGRpbmcSDgoGdmVjdG9yGAEgASgMEg0KBXNjYWxlGAIgASgCEg4KBnRva2VucxgDIAEoBRIYChB0cnVuY2F0ZWRfdG9rZW5zGAQgASgFEg4KBmNodW5rcxgFIAEoBSJpChJFbWJlZFN0cmVhbVJlcXVlc3QSOAoGY29uZmlnGAEgASgLMiYuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFN0cmVhbUNvbmZpZ0gAEg4KBHRleHQYAiABKAlIAEIJCgdyZXF1ZXN0ImoKEUVtYmVkU3RyZWFtQ29uZmlnEg0KBW1vZGVsGAEgASgJEjIKB29wdGlvbnMYAiABKAsyIS5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAMgASgJIpsBChNFbWJlZFN0cmVhbVJlc3BvbnNlEg0KBWluZGV4GAEgASgDEjAKBnJlc3VsdBgCIAEoCzIgLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRSZXN1bHQSEgoKZGltZW5zaW9ucxgDIAEoBRIvCgVkdHlwZRgEIAEoDjIgLmFpbWFzcy5lbWJlZGRpbmcudjEuVmVjdG9yRHR5cGUiYgoNU3BhcnNlT3B0aW9ucxIzCgp0cnVuY2F0aW9uGAEgASgOMh8uYWltYXNzLmVtYmVkZGluZy52MS5UcnVuY2F0aW9uEhIKBXRvcF9rGAIgASgFSACIAQFCCAoGX3RvcF9rInsKEkVtYmVkU3BhcnNlUmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgV0ZXh0cxgCIAMoCRIzCgdvcHRpb25zGAMgASgLMiIuYWltYXNzLmVtYmVkZGluZy52MS5TcGFyc2VPcHRpb25zEhIKCnJlcXVlc3RfaWQYBCABKAki4QEKE0VtYmVkU3BhcnNlUmVzcG9uc2USNwoHcmVzdWx0cxgBIAMoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRTcGFyc2VSZXN1bHQSFwoPdm9jYWJ1bGFyeV9zaXplGAIgASgFEg0KBW1vZGVsGAMgASgJEhUKDW1vZGVsX3ZlcnNpb24YBCABKAkSJgoFdXNhZ2UYBSABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYBiABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MihgEKEUVtYmVkU3BhcnNlUmVzdWx0EjkKCWVtYmVkZGluZxgBIAEoCzIkLmFpbWFzcy5lbWJlZGRpbmcudjEuU3BhcnNlRW1iZWRkaW5nSAASLAoFZXJyb3IYAiABKAsyGy5haW1hc3MuY29tbW9uLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCJsCg9TcGFyc2VFbWJlZGRpbmcSDwoHaW5kaWNlcxgBIAMoBRIPCgd3ZWlnaHRzGAIgAygCEg0KBXdvcmRzGAMgAygJEg4KBnRva2VucxgEIAEoBRIYChB0cnVuY2F0ZWRfdG9rZW5zGAUgASgFIoABChJFbWJlZFRva2Vuc1JlcXVlc3QSDQoFbW9kZWwYASABKAkSDQoFdGV4dHMYAiADKAkSOAoHb3B0aW9ucxgDIAEoCzInLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRUb2tlbnNPcHRpb25zEhIKCnJlcXVlc3RfaWQYBCABKAki8AEKEkVtYmVkVG9rZW5zT3B0aW9ucxIWCglub3JtYWxpemUYASABKAhIAIgBARIzCgp0cnVuY2F0aW9uGAIgASgOMh8uYWltYXNzLmVtYmVkZGluZy52MS5UcnVuY2F0aW9uEhcKCmRpbWVuc2lvbnMYAyABKAVIAYgBARIvCgVkdHlwZRgEIAEoDjIgLmFpbWFzcy5lbWJlZGRpbmcudjEuVmVjdG9yRHR5cGUSEwoLcHJvbXB0X25hbWUYBSABKAkSEQoJdGV4dF9vbmx5GAYgASgIQgwKCl9ub3JtYWxpemVCDQoLX2RpbWVuc2lvbnMijQIKE0VtYmVkVG9rZW5zUmVzcG9uc2USNwoHcmVzdWx0cxgBIAMoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRUb2tlbnNSZXN1bHQSEgoKZGltZW5zaW9ucxgCIAEoBRIvCgVkdHlwZRgDIAEoDjIgLmFpbWFzcy5lbWJlZGRpbmcudjEuVmVjdG9yRHR5cGUSDQoFbW9kZWwYBCABKAkSFQoNbW9kZWxfdmVyc2lvbhgFIAEoCRImCgV1c2FnZRgGIAEoCzIXLmFpbWFzcy5jb21tb24udjEuVXNhZ2USKgoHdGltaW5ncxgHIAEoCzIZLmFpbWFzcy5jb21tb24udjEuVGltaW5ncyKTAQoRU2ltaWxhcml0eVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDwoHcXVlcmllcxgCIAMoCRIRCglkb2N1bWVudHMYAyADKAkSNwoHb3B0aW9ucxgEIAEoCzImLmFpbWFzcy5lbWJlZGRpbmcudjEuU2ltaWxhcml0eU9wdGlvbnMSEgoKcmVxdWVzdF9pZBgFIAEoCSKRAgoRU2ltaWxhcml0eU9wdGlvbnMSNQoGbWV0cmljGAEgASgOMiUuYWltYXNzLmVtYmVkZGluZy52MS5TaW1pbGFyaXR5TWV0cmljEjMKCnRydW5jYXRpb24YAiABKA4yHy5haW1hc3MuZW1iZWRkaW5nLnYxLlRydW5jYXRpb24SLwoIY2h1bmtpbmcYAyABKAsyHS5haW1hc3MuZW1iZWRkaW5nLnYxLkNodW5raW5nEhcKCmRpbWVuc2lvbnMYBCABKAVIAIgBARIZChFxdWVyeV9wcm9tcHRfbmFtZRgFIAEoCRIcChRkb2N1bWVudF9wcm9tcHRfbmFtZRgGIAEoCUINCgtfZGltZW5zaW9ucyK9AgoSU2ltaWxhcml0eVJlc3BvbnNlEg4KBnNjb3JlcxgBIAMoAhIxCgdxdWVyaWVzGAIgAygLMiAuYWltYXNzLmVtYmVkZGluZy52MS5UZXh0T3V0Y29tZRIzCglkb2N1bWVudHMYAyADKAsyIC5haW1hc3MuZW1iZWRkaW5nLnYxLlRleHRPdXRjb21lEjUKBm1ldHJpYxgEIAEoDjIlLmFpbWFzcy5lbWJlZGRpbmcudjEuU2ltaWxhcml0eU1ldHJpYxINCgVtb2RlbBgFIAEoCRIVCg1tb2RlbF92ZXJzaW9uGAYgASgJEiYKBXVzYWdlGAcgASgLMhcuYWltYXNzLmNvbW1vbi52MS5Vc2FnZRIqCgd0aW1pbmdzGAggASgLMhkuYWltYXNzLmNvbW1vbi52MS5UaW1pbmdzIokBCg1SZXJhbmtSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJEg0KBXF1ZXJ5GAIgASgJEhEKCWRvY3VtZW50cxgDIAMoCRIzCgdvcHRpb25zGAQgASgLMiIuYWltYXNzLmVtYmVkZGluZy52MS5SZXJhbmtPcHRpb25zEhIKCnJlcXVlc3RfaWQYBSABKAkimgIKDVJlcmFua09wdGlvbnMSEgoFdG9wX24YASABKAVIAIgBARIyCgVzY29yZRgCIAEoDjIjLmFpbWFzcy5lbWJlZGRpbmcudjEuUmVsZXZhbmNlU2NvcmUSMwoKdHJ1bmNhdGlvbhgDIAEoDjIfLmFpbWFzcy5lbWJlZGRpbmcudjEuVHJ1bmNhdGlvbhIvCghjaHVua2luZxgEIAEoCzIdLmFpbWFzcy5lbWJlZGRpbmcudjEuQ2h1bmtpbmcSGQoRcXVlcnlfcHJvbXB0X25hbWUYBSABKAkSHAoUZG9jdW1lbnRfcHJvbXB0X25hbWUYBiABKAkSGAoQcmV0dXJuX2RvY3VtZW50cxgHIAEoCEIICgZfdG9wX24i3AIKDlJlcmFua1Jlc3BvbnNlEjQKB3Jlc3VsdHMYASADKAsyIy5haW1hc3MuZW1iZWRkaW5nLnYxLlJhbmtlZERvY3VtZW50EjIKBmVycm9ycxgCIAMoCzIiLmFpbWFzcy5lbWJlZGRpbmcudjEuRG9jdW1lbnRFcnJvchIyCgZtZXRob2QYAyABKA4yIi5haW1hc3MuZW1iZWRkaW5nLnYxLlJhbmtpbmdNZXRob2QSMgoFc2NvcmUYBCABKA4yIy5haW1hc3MuZW1iZWRkaW5nLnYxLlJlbGV2YW5jZVNjb3JlEg0KBW1vZGVsGAUgASgJEhUKDW1vZGVsX3ZlcnNpb24YBiABKAkSJgoFdXNhZ2UYByABKAsyFy5haW1hc3MuY29tbW9uLnYxLlVzYWdlEioKB3RpbWluZ3MYCCABKAsyGS5haW1hc3MuY29tbW9uLnYxLlRpbWluZ3MqjwEKC1ZlY3RvckR0eXBlEhwKGFZFQ1RPUl9EVFlQRV9VTlNQRUNJRklFRBAAEhgKFFZFQ1RPUl9EVFlQRV9GTE9BVDMyEAESGAoUVkVDVE9SX0RUWVBFX0ZMT0FUMTYQAhIVChFWRUNUT1JfRFRZUEVfSU5UOBADEhcKE1ZFQ1RPUl9EVFlQRV9CSU5BUlkQBCpnCgpUcnVuY2F0aW9uEhoKFlRSVU5DQVRJT05fVU5TUEVDSUZJRUQQABITCg9UUlVOQ0FUSU9OX05PTkUQARISCg5UUlVOQ0FUSU9OX0VORBACEhQKEFRSVU5DQVRJT05fU1RBUlQQAzK+BAoQRW1iZWRkaW5nU2VydmljZRJOCgVFbWJlZBIhLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRSZXF1ZXN0GiIuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFJlc3BvbnNlEmQKC0VtYmVkU3RyZWFtEicuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFN0cmVhbVJlcXVlc3QaKC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3RyZWFtUmVzcG9uc2UoATABEmAKC0VtYmVkU3BhcnNlEicuYWltYXNzLmVtYmVkZGluZy52MS5FbWJlZFNwYXJzZVJlcXVlc3QaKC5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkU3BhcnNlUmVzcG9uc2USYAoLRW1iZWRUb2tlbnMSJy5haW1hc3MuZW1iZWRkaW5nLnYxLkVtYmVkVG9rZW5zUmVxdWVzdBooLmFpbWFzcy5lbWJlZGRpbmcudjEuRW1iZWRUb2tlbnNSZXNwb25zZRJdCgpTaW1pbGFyaXR5EiYuYWltYXNzLmVtYmVkZGluZy52MS5TaW1pbGFyaXR5UmVxdWVzdBonLmFpbWFzcy5lbWJlZGRpbmcudjEuU2ltaWxhcml0eVJlc3BvbnNlElEKBlJlcmFuaxIiLmFpbWFzcy5lbWJlZGRpbmcudjEuUmVyYW5rUmVxdWVzdBojLmFpbWFzcy5lbWJlZGRpbmcudjEuUmVyYW5rUmVzcG9uc2ViBnByb3RvMw", [file_aimass_common_v1_error, file_aimass_common_v1_usage, file_aimass_embedding_v1_ranking, file_aimass_embedding_v1_token_embedding]);
 
 /**
  * EmbedOptions says what the vectors are to be like.
@@ -58,6 +62,13 @@ export type EmbedOptions = Message<"aimass.embedding.v1.EmbedOptions"> & {
    * @generated from field: string prompt_name = 5;
    */
   promptName: string;
+
+  /**
+   * Optional. Split a text longer than the model takes instead of cutting it. Excludes `truncation`.
+   *
+   * @generated from field: aimass.embedding.v1.Chunking chunking = 6;
+   */
+  chunking?: Chunking | undefined;
 };
 
 /**
@@ -237,11 +248,18 @@ export type Embedding = Message<"aimass.embedding.v1.Embedding"> & {
   tokens: number;
 
   /**
-   * Output only. Tokens that were cut off; 0 when the text fitted.
+   * Output only. Tokens that were cut off; 0 when the text fitted or was split.
    *
    * @generated from field: int32 truncated_tokens = 4;
    */
   truncatedTokens: number;
+
+  /**
+   * Output only. Pieces the text was read in; 1 unless it was split.
+   *
+   * @generated from field: int32 chunks = 5;
+   */
+  chunks: number;
 };
 
 /**
@@ -579,6 +597,529 @@ export const SparseEmbeddingSchema: GenMessage<SparseEmbedding> = /*@__PURE__*/
   messageDesc(file_aimass_embedding_v1_embedding_service, 12);
 
 /**
+ * EmbedTokensRequest asks for the vectors of the tokens of texts.
+ *
+ * @generated from message aimass.embedding.v1.EmbedTokensRequest
+ */
+export type EmbedTokensRequest = Message<"aimass.embedding.v1.EmbedTokensRequest"> & {
+  /**
+   * Required. Name of a served embedding model, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. 1 to the server's limit of texts (ModelLimits.max_batch_items), each not empty. All vectors
+   * together are at most 32 MiB as they travel.
+   *
+   * @generated from field: repeated string texts = 2;
+   */
+  texts: string[];
+
+  /**
+   * Optional. What the vectors are to be like.
+   *
+   * @generated from field: aimass.embedding.v1.EmbedTokensOptions options = 3;
+   */
+  options?: EmbedTokensOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedTokensRequest.
+ * Use `create(EmbedTokensRequestSchema)` to create a new message.
+ */
+export const EmbedTokensRequestSchema: GenMessage<EmbedTokensRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 13);
+
+/**
+ * EmbedTokensOptions says what the vectors are to be like.
+ *
+ * @generated from message aimass.embedding.v1.EmbedTokensOptions
+ */
+export type EmbedTokensOptions = Message<"aimass.embedding.v1.EmbedTokensOptions"> & {
+  /**
+   * Optional. Scale each token's vector to length 1. Default true.
+   *
+   * @generated from field: optional bool normalize = 1;
+   */
+  normalize?: boolean | undefined;
+
+  /**
+   * Optional. What to do with a text longer than the model takes. Default END.
+   *
+   * @generated from field: aimass.embedding.v1.Truncation truncation = 2;
+   */
+  truncation: Truncation;
+
+  /**
+   * Optional. Keep this many leading dimensions, then normalise. Range 1 to the model's dimensions.
+   *
+   * @generated from field: optional int32 dimensions = 3;
+   */
+  dimensions?: number | undefined;
+
+  /**
+   * Optional. How the numbers are packed. Default FLOAT32.
+   *
+   * @generated from field: aimass.embedding.v1.VectorDtype dtype = 4;
+   */
+  dtype: VectorDtype;
+
+  /**
+   * Optional. Name of one of the model's prompts, put before each text.
+   *
+   * @generated from field: string prompt_name = 5;
+   */
+  promptName: string;
+
+  /**
+   * Optional. Leave out the special tokens and those of the prompt.
+   *
+   * @generated from field: bool text_only = 6;
+   */
+  textOnly: boolean;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedTokensOptions.
+ * Use `create(EmbedTokensOptionsSchema)` to create a new message.
+ */
+export const EmbedTokensOptionsSchema: GenMessage<EmbedTokensOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 14);
+
+/**
+ * EmbedTokensResponse holds one result for each text of the request.
+ *
+ * @generated from message aimass.embedding.v1.EmbedTokensResponse
+ */
+export type EmbedTokensResponse = Message<"aimass.embedding.v1.EmbedTokensResponse"> & {
+  /**
+   * Output only. In the order of the request's texts.
+   *
+   * @generated from field: repeated aimass.embedding.v1.EmbedTokensResult results = 1;
+   */
+  results: EmbedTokensResult[];
+
+  /**
+   * Output only. Numbers in each vector.
+   *
+   * @generated from field: int32 dimensions = 2;
+   */
+  dimensions: number;
+
+  /**
+   * Output only. How the numbers are packed.
+   *
+   * @generated from field: aimass.embedding.v1.VectorDtype dtype = 3;
+   */
+  dtype: VectorDtype;
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 4;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 5;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Tokens of all texts.
+   *
+   * @generated from field: aimass.common.v1.Usage usage = 6;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * Output only. Where the time went.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 7;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.EmbedTokensResponse.
+ * Use `create(EmbedTokensResponseSchema)` to create a new message.
+ */
+export const EmbedTokensResponseSchema: GenMessage<EmbedTokensResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 15);
+
+/**
+ * SimilarityRequest asks how near texts are to texts.
+ *
+ * @generated from message aimass.embedding.v1.SimilarityRequest
+ */
+export type SimilarityRequest = Message<"aimass.embedding.v1.SimilarityRequest"> & {
+  /**
+   * Required. Name of a served embedding model, or `name@version`.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. At least one text. Queries and documents together are at most the server's limit of texts
+   * (ModelLimits.max_batch_items).
+   *
+   * @generated from field: repeated string queries = 2;
+   */
+  queries: string[];
+
+  /**
+   * Optional. The texts to compare them with. Default: the queries themselves, each with each.
+   *
+   * @generated from field: repeated string documents = 3;
+   */
+  documents: string[];
+
+  /**
+   * Optional. How they are compared.
+   *
+   * @generated from field: aimass.embedding.v1.SimilarityOptions options = 4;
+   */
+  options?: SimilarityOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 5;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.SimilarityRequest.
+ * Use `create(SimilarityRequestSchema)` to create a new message.
+ */
+export const SimilarityRequestSchema: GenMessage<SimilarityRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 16);
+
+/**
+ * SimilarityOptions says how texts are compared.
+ *
+ * @generated from message aimass.embedding.v1.SimilarityOptions
+ */
+export type SimilarityOptions = Message<"aimass.embedding.v1.SimilarityOptions"> & {
+  /**
+   * Optional. How two vectors are compared. Default COSINE.
+   *
+   * @generated from field: aimass.embedding.v1.SimilarityMetric metric = 1;
+   */
+  metric: SimilarityMetric;
+
+  /**
+   * Optional. What to do with a text longer than the model takes. Default END.
+   *
+   * @generated from field: aimass.embedding.v1.Truncation truncation = 2;
+   */
+  truncation: Truncation;
+
+  /**
+   * Optional. Split a text longer than the model takes instead of cutting it. Excludes `truncation`.
+   *
+   * @generated from field: aimass.embedding.v1.Chunking chunking = 3;
+   */
+  chunking?: Chunking | undefined;
+
+  /**
+   * Optional. Keep this many leading dimensions (Matryoshka). Range 1 to the model's dimensions.
+   *
+   * @generated from field: optional int32 dimensions = 4;
+   */
+  dimensions?: number | undefined;
+
+  /**
+   * Optional. Name of one of the model's prompts, put before each query.
+   *
+   * @generated from field: string query_prompt_name = 5;
+   */
+  queryPromptName: string;
+
+  /**
+   * Optional. Name of one of the model's prompts, put before each document.
+   *
+   * @generated from field: string document_prompt_name = 6;
+   */
+  documentPromptName: string;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.SimilarityOptions.
+ * Use `create(SimilarityOptionsSchema)` to create a new message.
+ */
+export const SimilarityOptionsSchema: GenMessage<SimilarityOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 17);
+
+/**
+ * SimilarityResponse holds a number for each query and document.
+ *
+ * @generated from message aimass.embedding.v1.SimilarityResponse
+ */
+export type SimilarityResponse = Message<"aimass.embedding.v1.SimilarityResponse"> & {
+  /**
+   * Output only. Row by row: all documents for the first query, then for the next. NaN where either text has
+   * an error.
+   *
+   * @generated from field: repeated float scores = 1;
+   */
+  scores: number[];
+
+  /**
+   * Output only. In the order of the request's queries.
+   *
+   * @generated from field: repeated aimass.embedding.v1.TextOutcome queries = 2;
+   */
+  queries: TextOutcome[];
+
+  /**
+   * Output only. In the order of the request's documents; those of the queries when there were none.
+   *
+   * @generated from field: repeated aimass.embedding.v1.TextOutcome documents = 3;
+   */
+  documents: TextOutcome[];
+
+  /**
+   * Output only. How they were compared.
+   *
+   * @generated from field: aimass.embedding.v1.SimilarityMetric metric = 4;
+   */
+  metric: SimilarityMetric;
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 5;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 6;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Tokens of all texts.
+   *
+   * @generated from field: aimass.common.v1.Usage usage = 7;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * Output only. Where the time went.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 8;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.SimilarityResponse.
+ * Use `create(SimilarityResponseSchema)` to create a new message.
+ */
+export const SimilarityResponseSchema: GenMessage<SimilarityResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 18);
+
+/**
+ * RerankRequest asks for documents by how well they answer a query.
+ *
+ * @generated from message aimass.embedding.v1.RerankRequest
+ */
+export type RerankRequest = Message<"aimass.embedding.v1.RerankRequest"> & {
+  /**
+   * Required. Name of a served model, or `name@version`: a sequence classifier with one logit, or an
+   * embedding model.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Required. Not empty.
+   *
+   * @generated from field: string query = 2;
+   */
+  query: string;
+
+  /**
+   * Required. 1 to the server's limit of items (ModelLimits.max_batch_items), each not empty.
+   *
+   * @generated from field: repeated string documents = 3;
+   */
+  documents: string[];
+
+  /**
+   * Optional. What is to come back.
+   *
+   * @generated from field: aimass.embedding.v1.RerankOptions options = 4;
+   */
+  options?: RerankOptions | undefined;
+
+  /**
+   * Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters.
+   *
+   * @generated from field: string request_id = 5;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.RerankRequest.
+ * Use `create(RerankRequestSchema)` to create a new message.
+ */
+export const RerankRequestSchema: GenMessage<RerankRequest> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 19);
+
+/**
+ * RerankOptions says what is to come back.
+ *
+ * @generated from message aimass.embedding.v1.RerankOptions
+ */
+export type RerankOptions = Message<"aimass.embedding.v1.RerankOptions"> & {
+  /**
+   * Optional. Only this many documents, the best; at least 1. Default: all.
+   *
+   * @generated from field: optional int32 top_n = 1;
+   */
+  topN?: number | undefined;
+
+  /**
+   * Optional. What the scores are to be. Default: as the method has it.
+   *
+   * @generated from field: aimass.embedding.v1.RelevanceScore score = 2;
+   */
+  score: RelevanceScore;
+
+  /**
+   * Optional. What to do with documents longer than the model takes. Default END. Cross-encoders cut the
+   * longer one of query and document first.
+   *
+   * @generated from field: aimass.embedding.v1.Truncation truncation = 3;
+   */
+  truncation: Truncation;
+
+  /**
+   * Optional. Embedding models: split a document longer than the model takes. Excludes `truncation`.
+   *
+   * @generated from field: aimass.embedding.v1.Chunking chunking = 4;
+   */
+  chunking?: Chunking | undefined;
+
+  /**
+   * Optional. Embedding models: name of the prompt put before the query.
+   *
+   * @generated from field: string query_prompt_name = 5;
+   */
+  queryPromptName: string;
+
+  /**
+   * Optional. Embedding models: name of the prompt put before each document.
+   *
+   * @generated from field: string document_prompt_name = 6;
+   */
+  documentPromptName: string;
+
+  /**
+   * Optional. Send the documents back with their scores.
+   *
+   * @generated from field: bool return_documents = 7;
+   */
+  returnDocuments: boolean;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.RerankOptions.
+ * Use `create(RerankOptionsSchema)` to create a new message.
+ */
+export const RerankOptionsSchema: GenMessage<RerankOptions> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 20);
+
+/**
+ * RerankResponse holds documents, the best first.
+ *
+ * @generated from message aimass.embedding.v1.RerankResponse
+ */
+export type RerankResponse = Message<"aimass.embedding.v1.RerankResponse"> & {
+  /**
+   * Output only. By score, the best first; of equal scores the first document comes first.
+   *
+   * @generated from field: repeated aimass.embedding.v1.RankedDocument results = 1;
+   */
+  results: RankedDocument[];
+
+  /**
+   * Output only. Documents that could not be read.
+   *
+   * @generated from field: repeated aimass.embedding.v1.DocumentError errors = 2;
+   */
+  errors: DocumentError[];
+
+  /**
+   * Output only. What decided about the order.
+   *
+   * @generated from field: aimass.embedding.v1.RankingMethod method = 3;
+   */
+  method: RankingMethod;
+
+  /**
+   * Output only. What the scores are.
+   *
+   * @generated from field: aimass.embedding.v1.RelevanceScore score = 4;
+   */
+  score: RelevanceScore;
+
+  /**
+   * Output only. The model that answered.
+   *
+   * @generated from field: string model = 5;
+   */
+  model: string;
+
+  /**
+   * Output only. Its version.
+   *
+   * @generated from field: string model_version = 6;
+   */
+  modelVersion: string;
+
+  /**
+   * Output only. Tokens of the query and all documents, as often as the model read them.
+   *
+   * @generated from field: aimass.common.v1.Usage usage = 7;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * Output only. Where the time went.
+   *
+   * @generated from field: aimass.common.v1.Timings timings = 8;
+   */
+  timings?: Timings | undefined;
+};
+
+/**
+ * Describes the message aimass.embedding.v1.RerankResponse.
+ * Use `create(RerankResponseSchema)` to create a new message.
+ */
+export const RerankResponseSchema: GenMessage<RerankResponse> = /*@__PURE__*/
+  messageDesc(file_aimass_embedding_v1_embedding_service, 21);
+
+/**
  * VectorDtype is how the numbers of a vector are packed.
  *
  * @generated from enum aimass.embedding.v1.VectorDtype
@@ -706,6 +1247,37 @@ export const EmbeddingService: GenService<{
     methodKind: "unary";
     input: typeof EmbedSparseRequestSchema;
     output: typeof EmbedSparseResponseSchema;
+  },
+  /**
+   * EmbedTokens returns a vector for every token of each text, in order. One bad text fails its own result,
+   * not the call.
+   *
+   * @generated from rpc aimass.embedding.v1.EmbeddingService.EmbedTokens
+   */
+  embedTokens: {
+    methodKind: "unary";
+    input: typeof EmbedTokensRequestSchema;
+    output: typeof EmbedTokensResponseSchema;
+  },
+  /**
+   * Similarity compares texts with texts: one with many, or many with many.
+   *
+   * @generated from rpc aimass.embedding.v1.EmbeddingService.Similarity
+   */
+  similarity: {
+    methodKind: "unary";
+    input: typeof SimilarityRequestSchema;
+    output: typeof SimilarityResponseSchema;
+  },
+  /**
+   * Rerank orders documents by how well they answer a query.
+   *
+   * @generated from rpc aimass.embedding.v1.EmbeddingService.Rerank
+   */
+  rerank: {
+    methodKind: "unary";
+    input: typeof RerankRequestSchema;
+    output: typeof RerankResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_aimass_embedding_v1_embedding_service, 0);
