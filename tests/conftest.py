@@ -151,10 +151,10 @@ def silero_store() -> Path:
 
 @pytest.fixture(scope="session")
 def spoken() -> Any:
-    """Ten seconds of a person speaking, 16 kHz: a recording that a package carries."""
+    """Eight seconds of a person reading Dickens, 16 kHz: from a recording that a package carries."""
     from aimass_exporters.sources.packages import fetch_package, pinned_packages
     from aimass_speech.audio import AudioFormat, decode_audio
 
     folder = fetch_package(pinned_packages()["moonshine-voice"])
-    content = (folder / "moonshine_voice/assets/beckett.wav").read_bytes()
-    return decode_audio(content, AudioFormat(), max_audio_s=60)
+    content = (folder / "moonshine_voice/assets/two_cities.wav").read_bytes()
+    return decode_audio(content, AudioFormat(), max_audio_s=60)[int(0.7 * 16_000) : int(8.5 * 16_000)]

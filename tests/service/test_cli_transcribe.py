@@ -68,7 +68,7 @@ def transcribed(address: str, *arguments: str) -> str:
 def test_json_is_one_object_of_text_segments_and_words(address: str, recording: Path) -> None:
     found = json.loads(transcribed(address, str(recording), "--format", "json"))
     assert set(found) == {"text", "segments", "words"}
-    assert "Fail better" in found["text"]
+    assert "age of foolishness" in found["text"]
     assert "".join(word["text"] for word in found["words"]).split() == found["text"].split()
     assert all(0 <= word["start_s"] <= word["end_s"] <= 10 for word in found["words"])
 
@@ -82,8 +82,8 @@ def test_subtitles_have_times(name: str, begin: str, address: str, recording: Pa
 
 def test_streamed_finals_are_printed_a_line_each(address: str, recording: Path) -> None:
     lines = transcribed(address, str(recording), "--stream", "--model", "whisper-tiny.en").splitlines()
-    assert len(lines) > 2
-    assert "better" in lines[-1].lower()
+    assert len(lines) >= 1
+    assert "foolishness" in lines[-1].lower()
 
 
 def test_what_is_no_audio_fails_with_one_line(address: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_is_no_audio_fails_with_one_line(address: str, tmp_path: Path) -> N
 
 
 def test_the_client_flushes_and_refuses(address: str, spoken: NDArray[np.float32]) -> None:
-    audio = (spoken[: int(1.2 * RATE)] * 32767).astype("<i2").tobytes()
+    audio = (spoken[: int(2.2 * RATE)] * 32767).astype("<i2").tobytes()
     pcm = AudioFormat(encoding=AudioEncoding.PCM_S16LE, sample_rate_hz=RATE)
     with RecognitionClient(address) as client:
         stream = client.recognize_stream(
@@ -108,5 +108,5 @@ def test_the_client_flushes_and_refuses(address: str, spoken: NDArray[np.float32
             client.recognize(b"", model="whisper-tiny.en")
     final, flushed = events[-2:]
     assert isinstance(final, Final)
-    assert "ever" in final.segment.text.lower()
+    assert "it was the best" in final.segment.text.lower()
     assert flushed == Flushed("f")

@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 
 RATE = 16_000
 PCM = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=RATE)
-TEXT = "ever tried ever failed no matter try again fail again fail better"
+TEXT = (
+    "it was the best of times it was the worst of times "
+    "it was the age of wisdom it was the age of foolishness"
+)
 BEGIN, END = pb.SpeechActivity.KIND_BEGIN, pb.SpeechActivity.KIND_END
 
 
@@ -86,7 +89,7 @@ async def test_utterances_are_told_in_order_with_interims_and_finals(
     assert [activity.kind for activity in activities] == [BEGIN, END] * (len(activities) // 2)
     times = [activity.at.ToMilliseconds() for activity in activities]
     assert times == sorted(times)
-    assert times[0] > 900
+    assert times[0] > 1000
     starts = [final.segment.start.ToMilliseconds() for final in finals]
     assert starts == sorted(starts)
     assert interims
@@ -99,7 +102,7 @@ async def test_flush_finishes_the_open_utterance_and_is_answered_after_it(
     stub: Any, spoken: NDArray[np.float32]
 ) -> None:
     flush = pb.StreamingRecognizeRequest(flush=pb.Flush(id="now"))
-    requests = [configured(), *audio(pcm(spoken[: int(1.2 * RATE)])), flush, flush]
+    requests = [configured(), *audio(pcm(spoken[: int(2.2 * RATE)])), flush, flush]
     options = pb.RecognitionOptions(word_times=True)
     requests[0].config.options.CopyFrom(options)
     call = stub.StreamingRecognize(held_open(requests))
@@ -113,7 +116,7 @@ async def test_flush_finishes_the_open_utterance_and_is_answered_after_it(
     call.cancel()
     assert kinds == ["activity", "activity", "final", "flushed", "flushed"]
     assert final is not None
-    assert "ever" in plain(final.segment.text)
+    assert "it was the best" in plain(final.segment.text)
     assert final.segment.words[0].end.ToMilliseconds() <= 2000
     assert 0 <= final.finalization_ms < 60_000
 
@@ -130,7 +133,7 @@ async def test_a_client_that_stops_sending_gets_its_utterance(stub: Any, spoken:
     call = stub.StreamingRecognize(held_open([configured(), *audio(pcm(spoken[: 2 * RATE]))]))
     async for event in call:
         if event.HasField("final"):
-            assert "ever" in plain(event.final.segment.text)
+            assert "it was the best" in plain(event.final.segment.text)
             break
     call.cancel()
 
@@ -159,7 +162,7 @@ async def test_more_streams_than_allowed_are_refused_and_the_others_go_on(
     results = await asyncio.gather(*(text() for _ in range(12)))
     served = [result for result in results if result != "RESOURCE_EXHAUSTED"]
     assert 4 <= len(served) < 12
-    assert all("ever" in result for result in served), served
+    assert all("it was the best" in result for result in served), served
 
 
 async def refusal(requests: list[pb.StreamingRecognizeRequest], stub: Any) -> str:

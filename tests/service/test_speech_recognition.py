@@ -24,7 +24,10 @@ from soxr import resample
 
 MODEL = "whisper-tiny.en"
 RATE = 16_000
-TEXT = "ever tried ever failed no matter try again fail again fail better"
+TEXT = (
+    "it was the best of times it was the worst of times "
+    "it was the age of wisdom it was the age of foolishness"
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +112,23 @@ async def test_beam_search_without_a_filter_gives_the_same_text(
     assert plain(response.text) == TEXT
 
 
-async def test_hot_phrase_changes_what_is_written(stub: Any, spoken: NDArray[np.float32]) -> None:
-    options = pb.RecognitionOptions(hot_phrases=[pb.HotPhrase(phrase="Phail bedder", boost=12)])
+async def test_other_readings_differ_in_words_and_leave_the_best_as_it_is(
+    stub: Any, spoken: NDArray[np.float32]
+) -> None:
+    """The most probable outputs of a clear clip differ in their times only: those are one reading."""
+    options = pb.RecognitionOptions(beam_size=8, max_alternatives=3)
     response = await stub.Recognize(pb.RecognizeRequest(model=MODEL, audio=packed(spoken), options=options))
-    assert "phail" in plain(response.text)
+    assert plain(response.text) == TEXT
+    others = response.segments[0].alternatives
+    assert 1 <= len(others) <= 2
+    assert len({plain(response.text), *(plain(other.text) for other in others)}) == len(others) + 1
+    assert all(other.avg_logprob < response.segments[0].avg_logprob for other in others)
+
+
+async def test_hot_phrase_changes_what_is_written(stub: Any, spoken: NDArray[np.float32]) -> None:
+    options = pb.RecognitionOptions(hot_phrases=[pb.HotPhrase(phrase="Wisdom", boost=6)])
+    response = await stub.Recognize(pb.RecognizeRequest(model=MODEL, audio=packed(spoken), options=options))
+    assert "age of Wisdom," in response.text
 
 
 async def refusal(call: Any, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> str:

@@ -5,7 +5,7 @@ Owned by the decoding thread. Knows logits and slots' tokens; must not know grap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,13 +99,25 @@ class BeamAttempt:
     """The most probable outputs of a beam search: `num_beams` beginnings go on, each in a slot of its own.
 
     Ends when as many outputs have ended. Source: `BeamSearchDecoder` of OpenAI's whisper, patience 1.
+
+    The most probable outputs of clear speech say the same and differ in their last time only. With `same`,
+    which tells what an output says, only the best of those that say the same goes on or counts as ended.
     """
 
-    def __init__(self, rules: TokenRules, *, end_of_text: int, max_new_tokens: int, num_beams: int) -> None:
+    def __init__(
+        self,
+        rules: TokenRules,
+        *,
+        end_of_text: int,
+        max_new_tokens: int,
+        num_beams: int,
+        same: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._rules = rules
         self._end_of_text = end_of_text
         self._max_new_tokens = max_new_tokens
         self._num_beams = num_beams
+        self._same = same
         self._beams = [_Beam((), (), 0.0)]
         self._ended: list[_Beam] = []
 
@@ -119,24 +131,32 @@ class BeamAttempt:
 
     def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
         candidates = sorted(self._candidates(logits), key=lambda item: -item[1].score)
-        beams, parents = [], []
+        beams, parents, said = [], [], _Said(self._same)
         for parent, beam in candidates:
             if beam.output[-1] == self._end_of_text:
                 ended = _Beam(beam.output[:-1], beam.logprobs, beam.score)
                 self._ended.append(ended)
-            else:
+            elif said.is_new(beam.output):
                 beams.append(beam)
                 parents.append(parent)
             if len(beams) == self._num_beams:
                 break
         self._beams = beams or self._beams
+        self._ended = self._distinct(self._ended)
         is_over = len(self._ended) >= self._num_beams or not beams
         return None if is_over or self.num_tokens >= self._max_new_tokens else parents
 
     def readings(self) -> list[Reading]:
         unended = self._beams if len(self._ended) < self._num_beams else []
-        readings = [beam.reading() for beam in (*self._ended, *unended)]
+        readings = [beam.reading() for beam in self._distinct([*self._ended, *unended])]
         return sorted(readings, key=lambda reading: -reading.avg_logprob)[: self._num_beams]
+
+    def _distinct(self, beams: list[_Beam]) -> list[_Beam]:
+        """Return the most probable of those that say the same."""
+        if self._same is None:
+            return beams
+        said = _Said(self._same)
+        return [beam for beam in sorted(beams, key=lambda beam: -beam.score) if said.is_new(beam.output)]
 
     def _candidates(self, logits: NDArray[np.float32]) -> list[tuple[int, _Beam]]:
         """Return `(parent, beam)` for the best tokens after each beginning."""
@@ -158,3 +178,19 @@ class BeamAttempt:
                         )
                     )
         return found
+
+
+class _Said:
+    """What has been said by outputs so far; everything is new when nothing tells what they say."""
+
+    def __init__(self, same: Callable[[Sequence[int]], str] | None) -> None:
+        self._same = same
+        self._seen: set[str] = set()
+
+    def is_new(self, output: Sequence[int]) -> bool:
+        """Whether no output before this one said the same."""
+        if self._same is None:
+            return True
+        num_before = len(self._seen)
+        self._seen.add(self._same(output))
+        return len(self._seen) > num_before

@@ -200,6 +200,7 @@ class RecognitionEngine:
             language=options.language,
             is_translation=options.is_translation,
             num_beams=1 if is_partial else options.num_beams,
+            num_readings=1 if is_partial else options.num_alternatives,
             hot_phrases=hot_phrases,
             wants_words=options.has_words and not is_partial,
             priority=priority,
@@ -291,11 +292,11 @@ class RecognitionEngine:
         )
 
     def _others(self, result: WindowResult, count: int) -> list[Alternative]:
-        """Return other readings of a window whose texts differ, not only their times."""
-        found = {self._tokenizer.decode(result.reading.token_ids): result.reading.avg_logprob}
-        for other in result.alternatives:
-            found.setdefault(self._tokenizer.decode(other.token_ids), other.avg_logprob)
-        return [Alternative(text, avg_logprob) for text, avg_logprob in found.items()][1 : count + 1]
+        """Return other readings of a window, best first; the search gives such as differ in words."""
+        return [
+            Alternative(self._tokenizer.decode(other.token_ids), other.avg_logprob)
+            for other in result.alternatives[:count]
+        ]
 
     def _transcript(self, done: Sequence[_Progress], num_speech_samples: int) -> Transcript:
         times = sum((progress.times for progress in done), PhaseTimes())

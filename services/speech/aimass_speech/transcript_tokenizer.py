@@ -67,6 +67,13 @@ class TranscriptTokenizer:
         """Return the text; special tokens and timestamps leave nothing."""
         return self._codec.decode(self.text_ids(token_ids))
 
+    def spoken(self, token_ids: Sequence[int]) -> str:
+        """Return the words as they sound: no capitals, marks or times. Cut-off characters stay as ids."""
+        text = self.decode(token_ids)
+        plain = "".join(c if c.isalnum() or c == "'" else " " for c in text.casefold())
+        cut = str(self.text_ids(token_ids)[-4:]) if text.endswith(_REPLACEMENT) else ""
+        return " ".join(plain.split()) + cut
+
     def split_words(self, token_ids: Sequence[int], *, language: str) -> list[WordTokens]:
         """Return the words, each with the space before it; characters are never split.
 

@@ -63,6 +63,8 @@ class WindowRequest:
     rules: QualityRules = QualityRules()
     num_beams: int = 1
     """At temperature 0; above it one output is drawn."""
+    num_readings: int = 1
+    """Readings wanted that differ in words; more than one takes a second search."""
     max_new_tokens: int = 224
     hot_phrases: HotPhrases | None = None
     wants_words: bool = False
@@ -89,7 +91,7 @@ class WindowResult:
 
     reading: Reading
     alternatives: Sequence[Reading]
-    """Other outputs of the search, best first."""
+    """Other outputs, best first; all differ in words when several readings were wanted."""
     no_speech: float
     """Probability that there was no speech."""
     temperature: float

@@ -33,6 +33,9 @@ from aimass_speech.word_alignment import AlignedWord, aligned_words, token_start
 
 logger = logging.getLogger(__name__)
 
+_MORE_TOKENS = 16
+"""Another reading is at most so much longer than the best."""
+
 
 @dataclass(slots=True, eq=False)
 class _Job:
@@ -48,6 +51,8 @@ class _Job:
     slots: list[int] = field(default_factory=list)
     rules: TokenRules | None = None
     attempt: Attempt | None = None
+    best: Reading | None = None
+    """The reading that was taken, while other readings are searched for."""
     num_attempts: int = 0
     start_ids: tuple[int, ...] = ()
     """Every token before the first that is chosen."""
@@ -58,6 +63,11 @@ class _Job:
     @property
     def num_slots(self) -> int:
         return self.request.num_beams
+
+    @property
+    def wants_others(self) -> bool:
+        """Whether other readings are still to be searched for."""
+        return self.request.num_readings > 1 and self.best is None and self.temperature == 0
 
     @property
     def urgency(self) -> tuple[int, int]:
@@ -282,7 +292,9 @@ class WindowDecoder:
     def _advance(self, job: _Job, logits: NDArray[np.float32]) -> None:
         assert job.attempt is not None, "windows in work have begun"
         parents = job.attempt.advance(logits)
-        if parents is None:
+        if parents is None and job.best is not None:
+            self._finish(job, job.attempt.readings())
+        elif parents is None:
             self._judge(job, job.attempt.readings())
         elif len(job.slots) > 1:
             num_tokens = len(job.start_ids) + job.attempt.num_tokens - 1
@@ -312,10 +324,30 @@ class WindowDecoder:
         )
         if is_failure and job.num_attempts < len(job.request.temperatures):
             self._start_attempt(job)
-            return
-        self._finish(job, readings)
+        elif job.wants_others:
+            job.best = best
+            self._search_others(job, best)
+        else:
+            self._finish(job, readings)
+
+    def _search_others(self, job: _Job, best: Reading) -> None:
+        """Search again, for the best readings that differ in words; the one that was taken stays first."""
+        assert job.rules is not None, "set before the first attempt"
+        room = self._model.spec.max_positions - len(job.start_ids) - 1
+        job.attempt = BeamAttempt(
+            job.rules,
+            end_of_text=self._model.spec.end_of_text,
+            max_new_tokens=min(room, len(best.token_ids) + _MORE_TOKENS),
+            num_beams=job.request.num_beams,
+            same=self._tokenizer.spoken,
+        )
+        self._advance(job, self._prefill(job)[None])
 
     def _finish(self, job: _Job, readings: list[Reading]) -> None:
+        if job.best is not None:
+            spoken = self._tokenizer.spoken
+            others = [other for other in readings if spoken(other.token_ids) != spoken(job.best.token_ids)]
+            readings = [job.best, *others]
         words = self._words(job, readings[0]) if job.request.wants_words and self._model.can_align else ()
         result = WindowResult(
             reading=readings[0],
