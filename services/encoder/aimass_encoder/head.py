@@ -81,5 +81,22 @@ class SparseHead:
         return read
 
 
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """One row of numbers for each token: outputs of [rows, seq] or [rows, seq, n], side by side."""
+
+    outputs: Sequence[str]
+    model: str
+
+    def __call__(
+        self, outputs: Outputs, mask: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.float32] | AimassError]:
+        """Return arrays of shape [num_tokens, n], padding cut off."""
+        wide = [np.atleast_3d(outputs[name].astype(np.float32)) for name in self.outputs]
+        values = np.concatenate(wide, axis=-1)  # [rows, seq, n]
+        own = [row[:length].copy() for row, length in zip(values, mask.sum(axis=1), strict=True)]
+        return [row if np.isfinite(row).all() else _not_numbers(self.model) for row in own]
+
+
 def _not_numbers(model: str) -> ModelFailed:
     return ModelFailed(model, detail="what it gives for this text holds values that are not numbers")

@@ -24,6 +24,8 @@ class Truncation(StrEnum):
     """Keep the beginning."""
     START = "start"
     """Keep the end."""
+    WINDOWS = "windows"
+    """Keep all of it: it is read in overlapping windows. Only for tasks that do so."""
 
 
 class VectorDtype(StrEnum):

@@ -90,7 +90,11 @@ class TextEncoder:
         self._tokenizers = TokenizerPool(
             tokenizer, num_threads=config.num_tokenizer_threads, max_waiting_chars=config.max_tokenizing_chars
         )
-        limits = config.batch_limits(runner.execution_provider, max_tokens=tokenizer.max_tokens)
+        limits = config.batch_limits(
+            runner.execution_provider,
+            max_tokens=tokenizer.max_tokens,
+            output_bytes_per_token=runner.output_bytes_per_token,
+        )
         self.pipeline = BatchPipeline(runner, limits, model=model, permit=permit)
 
     def stats(self) -> PipelineStats:
@@ -117,9 +121,7 @@ class TextEncoder:
         many texts, `Overloaded`, `DeadlineExceeded`, `Draining`.
         """
         arrived_ns = time.time_ns()
-        self._check_num_texts(call)
-        self.pipeline.check_admission(deadline_s=call.deadline_s)
-        tokenized = await self._tokenize(call)
+        tokenized = await self.tokenize(call)
         readings, times = await self._run(tokenized, head, deadline_s=call.deadline_s)
         results = [_encoded(r, t) for r, t in zip(readings, tokenized, strict=True)]
         return EncodedTexts(results, phase_timings(arrived_ns, times, time.time_ns()))
@@ -149,7 +151,13 @@ class TextEncoder:
             expected = f"at most {self.config.max_batch_items} texts"
             raise InvalidField(call.list_field, expected=expected, got=len(call.texts))
 
-    async def _tokenize(self, call: TextCall) -> Sequence[TokenizedText | AimassError]:
+    async def tokenize(self, call: TextCall) -> Sequence[TokenizedText | AimassError]:
+        """Return the tokens of each text, in order; a bad text has an error in its place.
+
+        Raises `InvalidField` for too many texts, `Overloaded`, `DeadlineExceeded`, `Draining`.
+        """
+        self._check_num_texts(call)
+        self.pipeline.check_admission(deadline_s=call.deadline_s)
         start_ns = time.time_ns()
         checked = [
             self._check_text(text, call.field_of(i)) or _prefixed(text, call.prefix)

@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         """Return each text's tokens, cut to `max_tokens` on the chosen side, special tokens kept.
 
         Of a pair the longer text is cut first. With `Truncation.NONE` the cut is made at the end and
-        reported: refusing is the caller's part.
+        reported: refusing is the caller's part. With `Truncation.WINDOWS` nothing is cut.
         """
 
 
@@ -111,7 +111,7 @@ class TextTokenizer:
 
     def _cut(self, token_ids: NDArray[np.int64], truncation: Truncation) -> TokenizedText:
         excess = len(token_ids) - self._max_tokens
-        if excess <= 0:
+        if excess <= 0 or truncation is Truncation.WINDOWS:
             return TokenizedText(token_ids)
         end = len(token_ids) - self._num_trailing
         cut = (
@@ -140,7 +140,7 @@ def kept_tokens(parts: NDArray[np.int64], *, max_tokens: int, truncation: Trunca
     `parts` is [num_tokens]: the text each token came from (0 or 1), -1 for special tokens, which all stay.
     The longer text loses tokens first, at its end or, with `Truncation.START`, at its start.
     """
-    if len(parts) <= max_tokens:
+    if len(parts) <= max_tokens or truncation is Truncation.WINDOWS:
         return np.arange(len(parts))
     lengths = [int((parts == part).sum()) for part in (0, 1)]
     room = max(0, max_tokens - int((parts < 0).sum()))
