@@ -26,6 +26,9 @@ class EncoderConfig:
     urgent calls waiting longer. Raised to the model's longest text if that is more."""
     cuda_batch_tokens: int = 16_384
     """The same on CUDA."""
+    max_output_bytes: int = 268_435_456
+    """Bytes that one run may put out, which bounds batches of models with a number for each word of the
+    vocabulary. Raised to what the model's longest text needs."""
     max_batch_rows: int = 256
     """Texts of one batch."""
     max_amplification: float = 1.5
@@ -41,12 +44,16 @@ class EncoderConfig:
     stream_window: int = 64
     """Texts of one stream that are in work at once; the stream is not read further until one is answered."""
 
-    def batch_limits(self, execution_provider: str, *, max_tokens: int) -> BatchLimits:
+    def batch_limits(
+        self, execution_provider: str, *, max_tokens: int, output_bytes_per_token: int = 0
+    ) -> BatchLimits:
         """Return the batcher's limits for a model whose longest text has `max_tokens`."""
         is_cuda = execution_provider == CUDA_PROVIDER
         multiple = CUDA_LENGTH_MULTIPLE if is_cuda else 1
         longest = -(-max_tokens // multiple) * multiple
         budget = self.cuda_batch_tokens if is_cuda else self.cpu_batch_tokens
+        if output_bytes_per_token:
+            budget = min(budget, self.max_output_bytes // output_bytes_per_token)
         return BatchLimits(
             max_batch_tokens=max(budget, longest),
             max_batch_rows=self.max_batch_rows,

@@ -100,6 +100,15 @@ class EncoderRunner:
         """ONNX Runtime execution provider that runs the graph."""
         return self._session.execution_provider
 
+    @property
+    def output_bytes_per_token(self) -> int:
+        """Bytes that a run puts out for each token, padding included: much, where it is one number a word."""
+        return sum(
+            output.dtype.itemsize * output.shape[2]
+            for output in self._session.outputs
+            if len(output.shape) == 3 and isinstance(output.shape[2], int)
+        )
+
     def pad(
         self,
         rows: Sequence[NDArray[np.int64]],

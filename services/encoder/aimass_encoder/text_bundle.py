@@ -29,7 +29,11 @@ def check_graph(session: Session, bundle: str, *, outputs: Collection[str]) -> N
 
 def warm_up(runner: EncoderRunner, config: EncoderConfig, *, max_tokens: int) -> None:
     """Run full batches before traffic."""
-    limits = config.batch_limits(runner.execution_provider, max_tokens=max_tokens)
+    limits = config.batch_limits(
+        runner.execution_provider,
+        max_tokens=max_tokens,
+        output_bytes_per_token=runner.output_bytes_per_token,
+    )
     runner.warm_up(warm_up_shapes(limits, max_tokens=max_tokens))
 
 

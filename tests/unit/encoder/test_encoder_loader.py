@@ -151,3 +151,21 @@ def test_warm_up_on_cuda_covers_every_padded_length() -> None:
 def test_the_batch_budget_always_takes_the_longest_text() -> None:
     limits = EncoderConfig(cpu_batch_tokens=16).batch_limits("CPUExecutionProvider", max_tokens=100)
     assert limits.max_batch_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "max_batch_tokens"),
+    [(100, 1024), (30_522, 268_435_456 // (4 * 30_522)), (1_000_000, 512)],
+    ids=["narrow", "BERT's words", "more than fits: the longest text"],
+)
+def test_a_wide_output_narrows_the_batches(vocabulary: int, max_batch_tokens: int) -> None:
+    shape = ("batch", "seq", vocabulary)
+    session = FakeSession(
+        FakeEncoderGraph(), inputs=[], outputs=[TensorInfo("logits", np.dtype(np.float32), shape)]
+    )
+    limits = EncoderConfig(cuda_batch_tokens=1024).batch_limits(
+        CUDA_PROVIDER,
+        max_tokens=512,
+        output_bytes_per_token=EncoderRunner(session, pad_token_id=0).output_bytes_per_token,
+    )
+    assert limits.max_batch_tokens == min(max_batch_tokens, 1024)
