@@ -64,17 +64,27 @@ def export(
         Path | None,
         typer.Option(help="Text that int8 and int4 are judged on, paragraphs apart by an empty line."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a LoRA adapter to merge: adapter_config.json and safetensors."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model into a verified bundle. Outside its tolerance it fails, and writes nothing."""
     start = time.monotonic()
     with _one_line_errors():
-        bundle = _run_export(source, task, precision, store, name, eval_text)
+        bundle = _run_export(source, task, precision, store, name, eval_text, adapter)
         _report(bundle, seconds=time.monotonic() - start, as_json=as_json)
 
 
 def _run_export(
-    source: str, task: str | None, precision: str, store: Path, name: str | None, eval_text: Path | None
+    source: str,
+    task: str | None,
+    precision: str,
+    store: Path,
+    name: str | None,
+    eval_text: Path | None,
+    adapter: Path | None,
 ) -> Path:
     from rich.console import Console
 
@@ -94,6 +104,7 @@ def _run_export(
             store=store,
             name=name,
             eval_text=eval_text,
+            adapter=adapter,
             progress=progress,
         )
 
@@ -128,6 +139,7 @@ def _export_object(bundle: Path, manifest: ModelManifest, seconds: float) -> dic
         "version": manifest.version,
         "task": task_name(manifest),
         "precision": precision_name(manifest),
+        "adapter": manifest.adapter or None,
         "folder": str(bundle),
         "size_bytes": bundle_bytes(manifest),
         "seconds": round(seconds, 1),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimass.model.v1 import manifest_pb2 as manifest
+from transformers import PreTrainedModel
 
 from aimass_exporters.bundles.draft import bundle_name, derived_name, draft_folder, publish
 from aimass_exporters.bundles.manifest_writer import SCHEMA_VERSION, toolchain
@@ -22,10 +23,13 @@ from aimass_exporters.seq2seq.text2text_bundle import build_text2text
 from aimass_exporters.seq2seq.text2text_model import load_text2text
 from aimass_exporters.sources.catalogue import TaskName
 from aimass_exporters.sources.held_out import held_out_texts
+from aimass_exporters.sources.lora_adapter import LoraAdapter, merge_adapter, read_adapter
 from aimass_exporters.sources.source import Source, resolve_source
 from aimass_exporters.speech.speech_bundle import build_speech
 from aimass_exporters.speech.speech_model import load_speech_model
 from aimass_exporters.speech.voice_activity import build_detector
+
+_ADAPTED = frozenset({TaskName.TEXT_GENERATION, TaskName.TEXT2TEXT_GENERATION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class ExportPlan:
     name: str
     eval_text: Path | None = None
     """Held-out text of the user's; None takes movie reviews."""
+    adapter: LoraAdapter | None = None
+    """Merged into the weights before anything else."""
 
 
 def export_model(
@@ -48,11 +54,13 @@ def export_model(
     store: Path,
     name: str | None = None,
     eval_text: Path | None = None,
+    adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Export a model into the store; return the folder of its bundle, a new version of `name`.
 
-    Raises an `ExportError`, and then has written nothing.
+    `adapter` is the folder of a LoRA adapter that is merged into the weights. Raises an `ExportError`, and
+    then has written nothing.
     """
     progress = progress or SilentProgress()
     resolved = resolve_source(source, progress)
@@ -62,6 +70,7 @@ def export_model(
         precision=_precision(precision),
         name=bundle_name(name) if name else derived_name(resolved.suggested_name),
         eval_text=eval_text,
+        adapter=None if adapter is None else read_adapter(adapter),
     )
     return run_export(plan, store, progress)
 
@@ -90,6 +99,7 @@ def _choices(kind: type[TaskName] | type[Precision]) -> str:
 
 def run_export(plan: ExportPlan, store: Path, progress: Progress) -> Path:
     """Export into a draft, and publish it when every measure is within its bound."""
+    _refuse_adapter(plan)
     with draft_folder(store) as draft:
         described = _describe(plan)
         described.MergeFrom(_build(plan, draft, progress))
@@ -106,6 +116,7 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
     progress.stage("load weights")
     if plan.task is TaskName.TEXT_GENERATION:
         lm = load_causal_lm(plan.source)
+        _merge(plan, lm.model)
         built = build_decoder(lm, draft, precision=plan.precision, held_out=held_out, progress=progress)
         built.family = lm.model.config.model_type
         return built
@@ -114,6 +125,7 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
         return build_speech(speech, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.TEXT2TEXT_GENERATION:
         text2text = load_text2text(plan.source)
+        _merge(plan, text2text.model)
         return build_text2text(text2text, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
         return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
@@ -128,6 +140,17 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
     return built
 
 
+def _merge(plan: ExportPlan, model: PreTrainedModel) -> None:
+    if plan.adapter is not None:
+        merge_adapter(model, plan.adapter)
+
+
+def _refuse_adapter(plan: ExportPlan) -> None:
+    if plan.adapter is not None and plan.task not in _ADAPTED:
+        expected = f"none for {plan.task}: adapters are merged for {' and '.join(sorted(_ADAPTED))}"
+        raise InvalidExportOption("--adapter", expected=expected, got=plan.adapter.name)
+
+
 def _describe(plan: ExportPlan) -> manifest.ModelManifest:
     described = manifest.ModelManifest(
         schema_version=SCHEMA_VERSION,
@@ -137,6 +160,7 @@ def _describe(plan: ExportPlan) -> manifest.ModelManifest:
         licence=plan.source.licence,
         source=plan.source.origin,
         toolchain=toolchain(),
+        adapter="" if plan.adapter is None else plan.adapter.name,
     )
     described.exported_at.GetCurrentTime()
     return described

@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -18,8 +19,10 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -68,7 +71,10 @@ _TRAINING_TEXT = (
 
 
 def tiny_config(family: str) -> PretrainedConfig:
-    """Return the configuration of a two-layer model of a family: llama, gpt2, qwen2 or mistral."""
+    """Return the configuration of a two-layer model of a family: llama, gpt2, qwen2, mistral, gpt_neox, opt.
+
+    Mistral looks back sixteen tokens only; GPT-NeoX, as Pythia does, rotates a quarter of each head.
+    """
     ids = {
         key: _TINY[key]
         for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "initializer_range")
@@ -76,10 +82,25 @@ def tiny_config(family: str) -> PretrainedConfig:
     configs: dict[str, Callable[[], PretrainedConfig]] = {
         "llama": lambda: LlamaConfig(**_TINY, tie_word_embeddings=True),
         "qwen2": lambda: Qwen2Config(**_TINY),
-        "mistral": lambda: MistralConfig(**_TINY, sliding_window=None),
+        "mistral": lambda: MistralConfig(**_TINY, sliding_window=16),
+        "gpt_neox": lambda: GPTNeoXConfig(**_without(_TINY, "num_key_value_heads"), rotary_pct=0.25),
+        "opt": lambda: OPTConfig(
+            hidden_size=64,
+            word_embed_proj_dim=64,
+            ffn_dim=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TINY_POSITIONS,
+            init_std=0.2,
+            **_without(ids, "initializer_range"),
+        ),
         "gpt2": lambda: GPT2Config(n_layer=2, n_head=4, n_embd=64, n_positions=TINY_POSITIONS, **ids),
     }
     return configs[family]()
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
 
 
 def gpt2_config() -> GPT2Config:

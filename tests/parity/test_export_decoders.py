@@ -31,7 +31,7 @@ from aimass_serving.store import open_store
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-FAMILIES = ["llama", "gpt2", "qwen2", "mistral"]
+FAMILIES = ["llama", "gpt2", "qwen2", "mistral", "gpt_neox", "opt"]
 PROMPT_LENGTHS, NUM_STEPS = (3, 17, 29, 8), 6
 
 
@@ -80,6 +80,25 @@ def test_a_family_agrees_with_pytorch_in_chunks_and_ragged_batches(family: str) 
     bundle = _bundle(cached_export(folder, name=f"tiny-{family}"))
     assert bundle.manifest.family == family
     assert _largest_difference(bundle, model) <= 1e-4
+
+
+def test_a_token_looks_back_as_far_as_its_window_and_no_further() -> None:
+    """In one layer, what lies before the window changes nothing, and the first token within it does."""
+    config = tiny_config("mistral")
+    config.num_hidden_layers = 1
+    bundle = _bundle(cached_export(cached_checkpoint(config), name="narrow-mistral"))
+    runner = _runner(bundle, max_slots=1, max_len=64)
+    ids = np.arange(3, 43)
+    logits = runner.prefill(0, ids, start=0).copy()
+
+    def with_another(place: int) -> Any:
+        changed = ids.copy()
+        changed[place] = 77
+        return runner.prefill(0, changed, start=0)
+
+    first_seen = len(ids) - config.sliding_window
+    assert np.array_equal(with_another(first_seen - 1), logits)
+    assert not np.allclose(with_another(first_seen), logits)
 
 
 def test_real_smollm2_agrees_with_pytorch(smollm2_store: Path, smollm2_model: Any) -> None:

@@ -1,8 +1,8 @@
 """Turns a causal language model of transformers into one ONNX graph with an in-place key-value cache.
 
-The graph's inputs and outputs are the contract with `aimass_decoding.runner`. Only the logits of the last
-real position of each row are computed. Must not know where the model came from, nor how the bundle is
-packed.
+The graph's inputs and outputs are the contract with `aimass_decoding.runner`. Only the logits of the asked
+positions are computed: the last real one of each row, or every one of a prompt. Must not know where the model
+came from, nor how the bundle is packed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aimass_exporters.graphs.single_ops import single_ops
 
 OPSET = 23
 GRAPH_FILE = "decoder.onnx"
-_TRACE_BATCH, _TRACE_SEQ, _TRACE_MAX_LEN = 2, 5, 32
+_TRACE_BATCH, _TRACE_SEQ, _TRACE_ASKED, _TRACE_MAX_LEN = 2, 5, 3, 32
 _DYNAMIC_ROTARY = frozenset({"dynamic", "longrope"})
 
 
@@ -58,7 +58,7 @@ def decoder_shape(config: PretrainedConfig) -> DecoderShape:
 
 
 class DecoderGraph(torch.nn.Module):
-    """The model as the graph sees it: flat tensors in, the last position's logits and the present cache
+    """The model as the graph sees it: flat tensors in, the asked positions' logits and the present cache
     out.
     """
 
@@ -76,14 +76,16 @@ class DecoderGraph(torch.nn.Module):
         last_idx: torch.Tensor,
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """Return `logits` float32 [batch, vocab], then key and value of each layer."""
+        """Return `logits` float32 [batch * asked, vocab] of the positions `last_idx` int64 [batch, asked] of
+        each row, then key and value of each layer.
+        """
         pairs = list(zip(past[::2], past[1::2], strict=True))
         trace = Trace(pairs, seqlens_k, total_len, self.max_positions, self.model.config.model_type)
-        with recording(trace), _last_position(self.model, last_idx):
+        with recording(trace), _asked_positions(self.model, last_idx):
             output = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         self._check_complete(trace)
         present = [tensor for layer in sorted(trace.present) for tensor in trace.present[layer]]
-        return output.logits[:, 0].float(), *present
+        return output.logits.flatten(0, 1).float(), *present
 
     def _check_complete(self, trace: Trace) -> None:
         if len(trace.present) != len(trace.past):
@@ -95,9 +97,9 @@ class DecoderGraph(torch.nn.Module):
 
 
 @contextmanager
-def _last_position(model: PreTrainedModel, last_idx: torch.Tensor) -> Iterator[None]:
-    """Let the model's output layer see one position of each row: its own scaling of the logits stays in
-    place.
+def _asked_positions(model: PreTrainedModel, last_idx: torch.Tensor) -> Iterator[None]:
+    """Let the model's output layer see the asked positions of each row: its own scaling of the logits stays
+    in place.
     """
 
     def gather(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
@@ -149,7 +151,7 @@ def _example_inputs(model: PreTrainedModel) -> tuple[torch.Tensor | list[torch.T
         torch.arange(seq).expand(batch, -1).contiguous(),
         torch.full((batch,), seq - 1, dtype=torch.int32),
         torch.tensor([seq], dtype=torch.int32),
-        torch.full((batch, 1), seq - 1),
+        torch.full((batch, _TRACE_ASKED), seq - 1),
         [torch.zeros(cache, dtype=model.dtype) for _ in range(2 * shape.num_layers)],
     )
 
@@ -161,7 +163,7 @@ def _trace(
     layers = range(len(past) // 2)
     names = [f"{i}.{kind}" for i in layers for kind in ("key", "value")]
     batch, seq, max_len = torch.export.Dim("batch"), torch.export.Dim("seq"), torch.export.Dim("max_len")
-    grid = {0: batch, 1: seq}
+    grid, asked = {0: batch, 1: seq}, {0: batch, 1: torch.export.Dim("asked")}
     family = wrapped.model.config.model_type
     try:
         program = torch.onnx.export(
@@ -178,7 +180,7 @@ def _trace(
                 *(f"past.{n}" for n in names),
             ],
             output_names=["logits", *(f"present.{n}" for n in names)],
-            dynamic_shapes=(grid, grid, {0: batch}, None, {0: batch}, [{0: batch, 2: max_len} for _ in past]),
+            dynamic_shapes=(grid, grid, {0: batch}, None, asked, [{0: batch, 2: max_len} for _ in past]),
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -53,7 +53,7 @@ def attend(
     """Return `([batch, seq, heads, head_dim], None)`, as transformers' attention functions do."""
     trace = _TRACE.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has it
-    softcap = _check_options(trace, module, options)
+    window, softcap = _local_window(trace, options), _check_options(trace, module, options)
     if key.shape[-1] != value.shape[-1]:
         raise UnsupportedModel(trace.family, because="its keys and values differ in size")
     batch, num_heads, seq, head_dim = query.shape
@@ -67,6 +67,7 @@ def attend(
             "do_rotary": 0,
             "scale": float(head_dim**-0.5 if scaling is None else scaling),
             "softcap": softcap,
+            "local_window_size": window,
         },
         dtypes=[query.dtype, past_key.dtype, past_value.dtype],
         shapes=[(batch, seq, num_heads * head_dim), past_key.shape, past_value.shape],
@@ -81,12 +82,14 @@ def _flat(heads: torch.Tensor) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(batch, seq, -1)
 
 
+def _local_window(trace: Trace, options: dict[str, Any]) -> int:
+    """Return how many positions a token looks at, itself included; -1 when it looks at all of the context."""
+    window = options.pop("sliding_window", None)
+    return -1 if window is None or window >= trace.max_positions else int(window)
+
+
 def _check_options(trace: Trace, module: torch.nn.Module, options: dict[str, Any]) -> float:
     """Return the soft cap of the scores (0: none); refuse what the attention node is not asked to do."""
-    window = options.pop("sliding_window", None)
-    if window is not None and window < trace.max_positions:
-        because = f"its attention window ({window}) is smaller than its context ({trace.max_positions})"
-        raise UnsupportedModel(trace.family, because=because)
     if not (options.pop("is_causal", None) or getattr(module, "is_causal", True)):
         raise UnsupportedModel(trace.family, because="its attention is not causal")
     softcap = options.pop("softcap", None)

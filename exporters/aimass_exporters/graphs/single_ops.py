@@ -128,12 +128,14 @@ def _rotate(
     """
     half = cos.shape[-1] // 2
     cos, sin = cos[..., :half], sin[..., :half]
+    # GPT-NeoX rotates the first part of each head only, and hands over whole heads.
+    num_rotated = 0 if 2 * half == query.shape[-1] else 2 * half
 
     def one(heads: torch.Tensor) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
             "RotaryEmbedding",
             [heads, cos, sin],
-            {"interleaved": 0},
+            {"interleaved": 0, "rotary_embedding_dim": num_rotated},
             dtype=heads.dtype,
             shape=heads.shape,
             version=23,

@@ -36,6 +36,8 @@ def build_text2text(
         text2text=text2text.spec,
         tokenizer=write_tokenizer(text2text.text, draft),
     )
+    if text2text.max_new_tokens:
+        described.decoder.defaults.max_new_tokens = text2text.max_new_tokens
     described.graphs.extend(describe_graph(role, path) for role, path in graphs.by_role().items())
     test = Text2TextUnderTest.open(graphs, described.decoder, text2text)
     report, bounds = ParityReport(), SEQ2SEQ_BOUNDS[precision]

@@ -37,6 +37,15 @@ class Text2TextModel:
         eos = config.eos_token_id
         return tuple(eos) if isinstance(eos, list) else (eos,)
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of an output by the checkpoint's own configuration; 0 when it does not say."""
+        config: Any = self.model.generation_config
+        if config.max_new_tokens:
+            return int(config.max_new_tokens)
+        asked = config.to_diff_dict().get("max_length")  # which counts the tokens an output begins with
+        return max(1, asked - len(self.spec.decoder_start_ids)) if asked else 0
+
 
 def load_text2text(source: Source) -> Text2TextModel:
     """Load a Hugging Face folder. Raises `InvalidCheckpoint` or `UnsupportedModel`."""
@@ -82,6 +91,8 @@ def _spec(model: Any, config: GenerationConfig) -> Text2TextSpec:
     if start is None:
         raise UnsupportedModel(model.config.model_type, because="it does not say how an output begins")
     forced = [] if config.forced_bos_token_id is None else [config.forced_bos_token_id]
+    # transformers counts the tokens that an output begins with, and those that end it.
+    least = max(config.min_new_tokens or 0, (config.min_length or 0) - 1 - len(forced))
     return Text2TextSpec(
         max_source_tokens=seq2seq_parts(model).max_source_positions,
         decoder_start_ids=[start, *forced],
@@ -89,4 +100,6 @@ def _spec(model: Any, config: GenerationConfig) -> Text2TextSpec:
         num_beams=config.num_beams or 1,
         length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
         early_stopping=config.early_stopping is True,
+        no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
+        min_new_tokens=max(0, least),
     )

@@ -27,12 +27,6 @@ def _refusal(config: PretrainedConfig, folder: Path) -> str:
     return str(raised.value)
 
 
-def test_an_attention_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
-    config = tiny_config("mistral")
-    config.sliding_window = 32
-    assert "window (32) is smaller than its context (256)" in _refusal(config, tmp_path)
-
-
 def test_a_model_without_the_attention_interface_is_refused(tmp_path: Path) -> None:
     config = BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=64)
     assert "'bloom'" in _refusal(config, tmp_path)
@@ -50,8 +44,8 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_refused_model_still_runs(tmp_path: Path) -> None:
-    config = tiny_config("mistral")
-    config.sliding_window = 32
+    config = tiny_config("llama")
+    config.rope_scaling = {"rope_type": "dynamic", "factor": 2.0}
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.arange(4).unsqueeze(0)
     with torch.no_grad():
