@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$aimass/model/v1/synthesis_spec.proto\x12\x0f\x61imass.model.v1\"\xfb\x04\n\x13SpeechSynthesisSpec\x12\x16\n\x0esample_rate_hz\x18\x01 \x01(\x05\x12\x13\n\x0bhop_samples\x18\x02 \x01(\x05\x12\x11\n\tlanguages\x18\x03 \x03(\t\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.aimass.model.v1.SynthesisKind\x12\x34\n\rsymbol_source\x18\x05 \x01(\x0e\x32\x1d.aimass.model.v1.SymbolSource\x12G\n\nsymbol_ids\x18\x06 \x03(\x0b\x32\x33.aimass.model.v1.SpeechSynthesisSpec.SymbolIdsEntry\x12\x11\n\tstart_ids\x18\x07 \x03(\x05\x12\x15\n\x08\x62lank_id\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x65nd_ids\x18\t \x03(\x05\x12\x38\n\x0creplacements\x18\n \x03(\x0b\x32\".aimass.model.v1.SymbolReplacement\x12<\n\x10ipa_replacements\x18\x0b \x03(\x0b\x32\".aimass.model.v1.SymbolReplacement\x12\x13\n\x0bnoise_scale\x18\x0c \x01(\x02\x12\x1c\n\x14\x64uration_noise_scale\x18\r \x01(\x02\x12\x17\n\x0flatent_channels\x18\x0e \x01(\x05\x12\x1a\n\x12\x66low_margin_frames\x18\x0f \x01(\x05\x12\x1d\n\x15vocoder_margin_frames\x18\x10 \x01(\x05\x1a\x30\n\x0eSymbolIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x0b\n\t_blank_id\"-\n\x11SymbolReplacement\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\t*e\n\rSynthesisKind\x12\x1e\n\x1aSYNTHESIS_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13SYNTHESIS_KIND_VITS\x10\x01\x12\x1b\n\x17SYNTHESIS_KIND_SPECTRAL\x10\x02*o\n\x0cSymbolSource\x12\x1d\n\x19SYMBOL_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SYMBOL_SOURCE_CHARACTERS\x10\x01\x12\"\n\x1eSYMBOL_SOURCE_ENGLISH_PHONEMES\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$aimass/model/v1/synthesis_spec.proto\x12\x0f\x61imass.model.v1\"\xfb\x04\n\x13SpeechSynthesisSpec\x12\x16\n\x0esample_rate_hz\x18\x01 \x01(\x05\x12\x13\n\x0bhop_samples\x18\x02 \x01(\x05\x12\x11\n\tlanguages\x18\x03 \x03(\t\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.aimass.model.v1.SynthesisKind\x12\x34\n\rsymbol_source\x18\x05 \x01(\x0e\x32\x1d.aimass.model.v1.SymbolSource\x12G\n\nsymbol_ids\x18\x06 \x03(\x0b\x32\x33.aimass.model.v1.SpeechSynthesisSpec.SymbolIdsEntry\x12\x11\n\tstart_ids\x18\x07 \x03(\x05\x12\x15\n\x08\x62lank_id\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x65nd_ids\x18\t \x03(\x05\x12\x38\n\x0creplacements\x18\n \x03(\x0b\x32\".aimass.model.v1.SymbolReplacement\x12<\n\x10ipa_replacements\x18\x0b \x03(\x0b\x32\".aimass.model.v1.SymbolReplacement\x12\x13\n\x0bnoise_scale\x18\x0c \x01(\x02\x12\x1c\n\x14\x64uration_noise_scale\x18\r \x01(\x02\x12\x17\n\x0flatent_channels\x18\x0e \x01(\x05\x12\x1a\n\x12\x66low_margin_frames\x18\x0f \x01(\x05\x12\x1d\n\x15vocoder_margin_frames\x18\x10 \x01(\x05\x1a\x30\n\x0eSymbolIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x0b\n\t_blank_id\"<\n\x11SymbolReplacement\x12\x12\n\nto_replace\x18\x01 \x01(\t\x12\x13\n\x0breplacement\x18\x02 \x01(\t*e\n\rSynthesisKind\x12\x1e\n\x1aSYNTHESIS_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13SYNTHESIS_KIND_VITS\x10\x01\x12\x1b\n\x17SYNTHESIS_KIND_SPECTRAL\x10\x02*o\n\x0cSymbolSource\x12\x1d\n\x19SYMBOL_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SYMBOL_SOURCE_CHARACTERS\x10\x01\x12\"\n\x1eSYMBOL_SOURCE_ENGLISH_PHONEMES\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SPEECHSYNTHESISSPEC_SYMBOLIDSENTRY']._loaded_options = None
   _globals['_SPEECHSYNTHESISSPEC_SYMBOLIDSENTRY']._serialized_options = b'8\001'
-  _globals['_SYNTHESISKIND']._serialized_start=742
-  _globals['_SYNTHESISKIND']._serialized_end=843
-  _globals['_SYMBOLSOURCE']._serialized_start=845
-  _globals['_SYMBOLSOURCE']._serialized_end=956
+  _globals['_SYNTHESISKIND']._serialized_start=757
+  _globals['_SYNTHESISKIND']._serialized_end=858
+  _globals['_SYMBOLSOURCE']._serialized_start=860
+  _globals['_SYMBOLSOURCE']._serialized_end=971
   _globals['_SPEECHSYNTHESISSPEC']._serialized_start=58
   _globals['_SPEECHSYNTHESISSPEC']._serialized_end=693
   _globals['_SPEECHSYNTHESISSPEC_SYMBOLIDSENTRY']._serialized_start=632
   _globals['_SPEECHSYNTHESISSPEC_SYMBOLIDSENTRY']._serialized_end=680
   _globals['_SYMBOLREPLACEMENT']._serialized_start=695
-  _globals['_SYMBOLREPLACEMENT']._serialized_end=740
+  _globals['_SYMBOLREPLACEMENT']._serialized_end=755
 # @@protoc_insertion_point(module_scope)

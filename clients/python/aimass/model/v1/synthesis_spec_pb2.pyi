@@ -193,18 +193,21 @@ class SymbolReplacement(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FROM_FIELD_NUMBER: _builtins.int
-    TO_FIELD_NUMBER: _builtins.int
-    to: _builtins.str
+    TO_REPLACE_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    to_replace: _builtins.str
+    """Required. What is replaced, not empty."""
+    replacement: _builtins.str
     """Required. What stands in its place; may be empty."""
     def __init__(
         self,
         *,
-        to: _builtins.str = ...,
+        to_replace: _builtins.str = ...,
+        replacement: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement", "to_replace", b"to_replace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
