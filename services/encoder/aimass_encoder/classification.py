@@ -27,6 +27,8 @@ class ClassifyOptions:
     """Only these; empty for all."""
     truncation: Truncation = Truncation.END
     """What to do with a text longer than the model takes."""
+    min_precision: float | None = None
+    """Instead of a threshold: how often a best label is to be right, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, naming the field as the wire names it."""
@@ -34,6 +36,14 @@ class ClassifyOptions:
             raise InvalidField("options.top_k", expected="at least 1", got=self.top_k)
         if self.threshold is not None and not self.threshold == self.threshold:
             raise InvalidField("options.threshold", expected="a number", got=self.threshold)
+        if self.min_precision is not None and not 0 < self.min_precision <= 1:
+            raise InvalidField(
+                "options.min_precision", expected="above 0 and at most 1", got=self.min_precision
+            )
+        if self.min_precision is not None and self.threshold is not None:
+            raise InvalidField(
+                "options.min_precision", expected="none beside a threshold", got=self.min_precision
+            )
 
 
 @dataclass(frozen=True, slots=True)

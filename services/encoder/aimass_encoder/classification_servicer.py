@@ -6,30 +6,46 @@ from collections.abc import Mapping
 from typing import Any
 
 from aimass.classification.v1 import classification_service_pb2 as pb
+from aimass.classification.v1 import fill_mask_pb2 as mask_pb
+from aimass.classification.v1 import question_answering_pb2 as answer_pb
+from aimass.classification.v1 import token_classification_pb2 as token_pb
 from aimass.classification.v1.classification_service_pb2_grpc import ClassificationServiceServicer
 from aimass.common.v1 import usage_pb2
-from aimass.model.v1.manifest_pb2 import TASK_TEXT_CLASSIFICATION
+from aimass.model.v1.manifest_pb2 import (
+    TASK_FILL_MASK,
+    TASK_NEXT_SENTENCE_PREDICTION,
+    TASK_QUESTION_ANSWERING,
+    TASK_TEXT_CLASSIFICATION,
+    TASK_TOKEN_CLASSIFICATION,
+)
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ModelRegistry
 from aimass_serving.request_context import request_context
 
+from aimass_encoder.answer_messages import answer_request, answer_response
 from aimass_encoder.classification import ClassifiedText, ClassifyOptions, ClassifyRequest
 from aimass_encoder.labels import LabelScore, ProblemType
-from aimass_encoder.messages import annotate_call, chosen, item_error_pb, timings_pb
-from aimass_encoder.request import Truncation
+from aimass_encoder.mask_filler import MaskFiller
+from aimass_encoder.mask_messages import fill_request, fill_response
+from aimass_encoder.messages import annotate_call, item_error_pb, timings_pb
+from aimass_encoder.next_sentence import NextSentencePredictor
+from aimass_encoder.pair_messages import (
+    next_sentence_request,
+    next_sentence_response,
+    truncation_of,
+    zero_shot_request,
+)
+from aimass_encoder.question_answerer import QuestionAnswerer
 from aimass_encoder.served import served_engine
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.text_classifier import TextClassifier
+from aimass_encoder.token_messages import tag_request, tag_response
+from aimass_encoder.token_tagger import TokenTagger
 from aimass_encoder.tokenization import TextInput
+from aimass_encoder.zero_shot_classifier import classify_zero_shot
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ClassificationService"].full_name
 
-_TRUNCATIONS: Mapping[int, Truncation] = {
-    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
-    pb.TRUNCATION_NONE: Truncation.NONE,
-    pb.TRUNCATION_END: Truncation.END,
-    pb.TRUNCATION_START: Truncation.START,
-}
 _SCORE_KINDS: Mapping[ProblemType, pb.ScoreKind.ValueType] = {
     ProblemType.SINGLE_LABEL: pb.SCORE_KIND_SINGLE_LABEL,
     ProblemType.MULTI_LABEL: pb.SCORE_KIND_MULTI_LABEL,
@@ -65,15 +81,73 @@ class ClassificationServicer(ClassificationServiceServicer):
             timings=timings_pb(reply.timings),
         )
 
+    async def ClassifyZeroShot(  # noqa: N802
+        self, request: pb.ClassifyZeroShotRequest, context: Any
+    ) -> pb.ClassifyZeroShotResponse:
+        """Score the caller's own labels for each text, in order."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(
+            self._registry, request.model, TASK_TEXT_CLASSIFICATION, TextClassifier
+        )
+        reply = await classify_zero_shot(engine, zero_shot_request(request, deadline_s=call.deadline_s))
+        annotate_call("classify_zero_shot", served.name, reply.num_tokens)
+        return pb.ClassifyZeroShotResponse(
+            results=[classify_text_result_pb(result) for result in reply.results],
+            score_kind=_SCORE_KINDS[reply.problem_type],
+            model=served.name,
+            model_version=served.version,
+            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
+            timings=timings_pb(reply.timings),
+        )
+
+    async def ClassifyTokens(  # noqa: N802
+        self, request: token_pb.ClassifyTokensRequest, context: Any
+    ) -> token_pb.ClassifyTokensResponse:
+        """Return the entities of each text, in order."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(self._registry, request.model, TASK_TOKEN_CLASSIFICATION, TokenTagger)
+        reply = await engine.tag(tag_request(request, deadline_s=call.deadline_s))
+        annotate_call("classify_tokens", served.name, reply.num_tokens)
+        return tag_response(reply, request, served)
+
+    async def FillMask(  # noqa: N802
+        self, request: mask_pb.FillMaskRequest, context: Any
+    ) -> mask_pb.FillMaskResponse:
+        """Return words for the masks of each text, in order."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(self._registry, request.model, TASK_FILL_MASK, MaskFiller)
+        reply = await engine.fill(fill_request(request, deadline_s=call.deadline_s))
+        annotate_call("fill_mask", served.name, reply.num_tokens)
+        return fill_response(reply, served)
+
+    async def PredictNextSentence(  # noqa: N802
+        self, request: pb.PredictNextSentenceRequest, context: Any
+    ) -> pb.PredictNextSentenceResponse:
+        """Tell, for each pair, whether the second text follows the first."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(
+            self._registry, request.model, TASK_NEXT_SENTENCE_PREDICTION, NextSentencePredictor
+        )
+        reply = await engine.predict(next_sentence_request(request, deadline_s=call.deadline_s))
+        annotate_call("predict_next_sentence", served.name, reply.num_tokens)
+        return next_sentence_response(reply, served)
+
+    async def AnswerQuestion(  # noqa: N802
+        self, request: answer_pb.AnswerQuestionRequest, context: Any
+    ) -> answer_pb.AnswerQuestionResponse:
+        """Return the answers to each question, in order."""
+        call = request_context(context, request.request_id)
+        served, engine = served_engine(
+            self._registry, request.model, TASK_QUESTION_ANSWERING, QuestionAnswerer
+        )
+        reply = await engine.answer(answer_request(request, deadline_s=call.deadline_s))
+        annotate_call("answer_question", served.name, reply.num_tokens)
+        return answer_response(reply, served)
+
 
 def text_input(item: pb.TextInput) -> TextInput:
     """Return a text, or a pair of texts."""
     return (item.text, item.text_pair) if item.HasField("text_pair") else item.text
-
-
-def truncation_of(number: int) -> Truncation:
-    """Return what is to be cut. Raises `InvalidField`."""
-    return chosen(_TRUNCATIONS, number, "options.truncation", pb.Truncation)
 
 
 def classify_options(options: pb.ClassifyOptions) -> ClassifyOptions:
@@ -82,7 +156,8 @@ def classify_options(options: pb.ClassifyOptions) -> ClassifyOptions:
         top_k=options.top_k if options.HasField("top_k") else None,
         threshold=options.threshold if options.HasField("threshold") else None,
         labels=tuple(options.labels),
-        truncation=truncation_of(options.truncation),
+        truncation=truncation_of(options.truncation, "options.truncation"),
+        min_precision=options.min_precision if options.HasField("min_precision") else None,
     )
 
 

@@ -13,13 +13,18 @@ from aimass_serving.service import LoadContext
 from aimass_serving.session import Session
 
 from aimass_encoder.config import EncoderConfig
+from aimass_encoder.entities import LabelSet
 from aimass_encoder.labels import ProblemType
+from aimass_encoder.mask_filler import MaskFiller, MaskSpec
+from aimass_encoder.next_sentence import NextSentencePredictor
+from aimass_encoder.question_answerer import END_LOGITS, START_LOGITS, QuestionAnswerer
 from aimass_encoder.runner import LOGITS, MASK, TOKEN_IDS, TYPE_IDS, EncoderRunner, PaddedBatch
 from aimass_encoder.sparse_engine import SparseEngine
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.text_bundle import check_graph, read_tokenizer, warm_up
 from aimass_encoder.text_classifier import ClassifierSpec, TextClassifier
 from aimass_encoder.text_encoder import TextEncoder
+from aimass_encoder.token_tagger import TaggerSpec, TokenTagger
 from aimass_encoder.tokenization import TextTokenizer
 
 _PROBLEM_TYPES: Mapping[manifest_pb2.ProblemType.ValueType, ProblemType] = {
@@ -59,6 +64,33 @@ def _sparse_engine(encoder: TextEncoder, tokenizer: TextTokenizer, bundle: Bundl
     return SparseEngine(encoder, tokenizer.words(bundle.manifest.encoder.vocab_size))
 
 
+def _token_tagger(encoder: TextEncoder, _tokenizer: TextTokenizer, bundle: Bundle) -> TokenTagger:
+    spec = bundle.manifest.encoder
+    labels, count = tuple(spec.labels), len(spec.labels)
+    if not labels or len(spec.label_transitions) not in (0, count * count):
+        detail = "expected an encoder with labels, and transitions between all of them or none"
+        raise BadBundle(bundle.ref, detail=detail)
+    transitions = np.array(spec.label_transitions, np.float32).reshape(-1, count)
+    return TokenTagger(encoder, TaggerSpec(LabelSet(labels), transitions if len(transitions) else None))
+
+
+def _mask_filler(encoder: TextEncoder, tokenizer: TextTokenizer, bundle: Bundle) -> MaskFiller:
+    spec = bundle.manifest.encoder
+    if not spec.HasField("mask_token_id") or not 0 <= spec.mask_token_id < spec.vocab_size:
+        raise BadBundle(bundle.ref, detail="expected an encoder with mask_token_id below vocab_size")
+    return MaskFiller(encoder, tokenizer, MaskSpec(spec.mask_token_id, spec.vocab_size))
+
+
+def _question_answerer(encoder: TextEncoder, _tokenizer: TextTokenizer, _bundle: Bundle) -> QuestionAnswerer:
+    return QuestionAnswerer(encoder)
+
+
+def _next_sentence_predictor(
+    encoder: TextEncoder, _tokenizer: TextTokenizer, _bundle: Bundle
+) -> NextSentencePredictor:
+    return NextSentencePredictor(encoder)
+
+
 def _text_classifier(encoder: TextEncoder, _tokenizer: TextTokenizer, bundle: Bundle) -> TextClassifier:
     return TextClassifier(encoder, classifier_spec(bundle))
 
@@ -72,6 +104,8 @@ def classifier_spec(bundle: Bundle) -> ClassifierSpec:
         tuple(encoder.labels),
         _PROBLEM_TYPES[encoder.problem_type],
         encoder.threshold if encoder.HasField("threshold") else None,
+        temperature=encoder.calibration.temperature or 1.0,
+        points=[(point.precision, point.threshold) for point in encoder.calibration.points],
     )
 
 
@@ -96,5 +130,9 @@ def replay_golden_logits(runner: EncoderRunner, bundle: Bundle, outputs: Sequenc
 HEAD_TASKS: Mapping[manifest_pb2.Task.ValueType, HeadTask] = {
     manifest_pb2.TASK_TEXT_CLASSIFICATION: HeadTask((LOGITS,), _text_classifier),
     manifest_pb2.TASK_SPARSE_EMBEDDING: HeadTask((LOGITS,), _sparse_engine),
+    manifest_pb2.TASK_TOKEN_CLASSIFICATION: HeadTask((LOGITS,), _token_tagger),
+    manifest_pb2.TASK_FILL_MASK: HeadTask((LOGITS,), _mask_filler),
+    manifest_pb2.TASK_NEXT_SENTENCE_PREDICTION: HeadTask((LOGITS,), _next_sentence_predictor),
+    manifest_pb2.TASK_QUESTION_ANSWERING: HeadTask((START_LOGITS, END_LOGITS), _question_answerer),
 }
 """Tasks whose graph ends in a head."""

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from aimass_serving.errors import AimassError, InvalidField
+from aimass_serving.errors import AimassError, InvalidField, WrongTask
 from numpy.typing import NDArray
 
 from aimass_encoder.classification import ClassifiedText, ClassifyOptions, ClassifyReply, ClassifyRequest
+from aimass_encoder.cross_encoder import rerank_pairs
 from aimass_encoder.head import RowHead
 from aimass_encoder.labels import ProblemType, ranked, scores_of
+from aimass_encoder.ranking import RerankReply, RerankRequest
 from aimass_encoder.runner import LOGITS
 from aimass_encoder.task_engine import TaskEngine
-from aimass_encoder.text_encoder import Encoded, TextCall, TextEncoder
+from aimass_encoder.text_encoder import Encoded, EncodedTexts, TextCall, TextEncoder
 
 MULTI_LABEL_THRESHOLD = 0.5
 
@@ -28,6 +30,10 @@ class ClassifierSpec:
     problem_type: ProblemType
     threshold: float | None = None
     """Least score of a label unless a request says otherwise; None for none."""
+    temperature: float = 1.0
+    """Logits are divided by this before they become scores."""
+    points: Sequence[tuple[float, float]] = ()
+    """Precisions and the least scores that reach them, by rising precision; empty if not calibrated."""
 
 
 class TextClassifier(TaskEngine):
@@ -38,28 +44,54 @@ class TextClassifier(TaskEngine):
         self.spec = spec
         self._head = RowHead(LOGITS, encoder.model)
 
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._encoder.model
+
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """Return one result for each input, in order; a bad input has an error in its place.
 
         Raises `InvalidField` for labels this model does not have or too many inputs, `Overloaded`,
         `DeadlineExceeded`, `Draining`.
         """
-        with self._encoder.measured("classify_text"):
-            options = self._completed(request.options)
-            call = TextCall(
-                request.inputs,
-                request.field_of,
-                "inputs",
-                truncation=options.truncation,
-                deadline_s=request.deadline_s,
+        options = self._completed(request.options)
+        call = TextCall(
+            request.inputs,
+            request.field_of,
+            "inputs",
+            truncation=options.truncation,
+            deadline_s=request.deadline_s,
+        )
+        encoded = await self.read(call, "classify_text")
+        return ClassifyReply(
+            results=[self._classified(item, options) for item in encoded.results],
+            problem_type=self.spec.problem_type,
+            num_tokens=encoded.num_tokens,
+            timings=encoded.timings,
+        )
+
+    async def read(self, call: TextCall, operation: str) -> EncodedTexts[NDArray[np.float32]]:
+        """Return the logits [labels] of each text, in order; a bad text has an error in its place.
+
+        Raises `InvalidField` for too many texts, `Overloaded`, `DeadlineExceeded`, `Draining`.
+        """
+        with self._encoder.measured(operation):
+            return await self._encoder.encode(call, self._head)
+
+    async def rerank(self, request: RerankRequest) -> RerankReply:
+        """Return the documents by the model's one logit for the query and each of them.
+
+        Raises `WrongTask` for a model with more labels, and what `rerank_pairs` does.
+        """
+        if len(self.spec.labels) != 1:
+            raise WrongTask(
+                self._encoder.model,
+                expected="re-ranking (a classifier with one logit, or an embedding model)",
+                got=f"classification with {len(self.spec.labels)} labels",
             )
-            encoded = await self._encoder.encode(call, self._head)
-            return ClassifyReply(
-                results=[self._classified(item, options) for item in encoded.results],
-                problem_type=self.spec.problem_type,
-                num_tokens=encoded.num_tokens,
-                timings=encoded.timings,
-            )
+        with self._encoder.measured("rerank"):
+            return await rerank_pairs(self._encoder, self._head, request)
 
     def _completed(self, options: ClassifyOptions) -> ClassifyOptions:
         """Check the options against the model, and fill in what it decides. Raises `InvalidField`."""
@@ -67,18 +99,34 @@ class TextClassifier(TaskEngine):
             if label not in self.spec.labels:
                 known = ", ".join(self.spec.labels[:20]) + (", ..." if len(self.spec.labels) > 20 else "")
                 raise InvalidField(f"options.labels[{i}]", expected=f"one of {known}", got=label)
-        is_single = self.spec.problem_type is ProblemType.SINGLE_LABEL
+        is_best_only = (
+            self.spec.problem_type is ProblemType.SINGLE_LABEL and options.top_k is None
+        ) or options.min_precision is not None
         return ClassifyOptions(
-            top_k=options.top_k or (1 if is_single else None),
-            threshold=self._default_threshold() if options.threshold is None else options.threshold,
+            top_k=1 if is_best_only else options.top_k,
+            threshold=self._threshold(options),
             labels=options.labels,
             truncation=options.truncation,
         )
 
-    def _default_threshold(self) -> float | None:
+    def _threshold(self, options: ClassifyOptions) -> float | None:
+        if options.threshold is not None:
+            return options.threshold
+        if options.min_precision is not None:
+            return self._threshold_of(options.min_precision)
         if self.spec.threshold is not None:
             return self.spec.threshold
         return MULTI_LABEL_THRESHOLD if self.spec.problem_type is ProblemType.MULTI_LABEL else None
+
+    def _threshold_of(self, precision: float) -> float:
+        """Return the least score of a label that is right this often. Raises `InvalidField`."""
+        enough = [threshold for reached, threshold in self.spec.points if reached >= precision]
+        if not enough:
+            expected = "none: this model was not calibrated on labelled texts"
+            if self.spec.points:
+                expected = f"at most {self.spec.points[-1][0]:.3g}, what it reached on labelled texts"
+            raise InvalidField("options.min_precision", expected=expected, got=precision)
+        return enough[0]
 
     def _classified(
         self, item: Encoded[NDArray[np.float32]] | AimassError, options: ClassifyOptions
@@ -86,7 +134,7 @@ class TextClassifier(TaskEngine):
         if isinstance(item, AimassError):
             return item
         labels = ranked(
-            scores_of(item.reading, self.spec.problem_type),
+            scores_of(item.reading / self.spec.temperature, self.spec.problem_type),
             self.spec.labels,
             top_k=options.top_k,
             threshold=options.threshold,

@@ -95,6 +95,19 @@ class TextTokenizer:
         """Return the first `size` words of the vocabulary as they are written, empty where none is."""
         return [self._tokenizer.id_to_token(index) or "" for index in range(size)]
 
+    def token_of(self, word: str) -> int | None:
+        """Return the token that a word is, as the vocabulary writes it or as it is read; None: no token."""
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        written: int | None = self._tokenizer.token_to_id(word)
+        token = ids[0] if written is None and len(ids) == 1 else written
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        return None if token is None or self._tokenizer.id_to_token(token) == unknown else token
+
+    def text_of(self, token_id: int) -> str:
+        """Return what a token stands for in a text, without marks for parts of words."""
+        decoded: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return decoded.strip().removeprefix("##")
+
     def tokenize(
         self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
     ) -> Sequence[TokenizedText]:

@@ -19,6 +19,8 @@ class Window:
     """Its tokens as the model reads them, with spans: special tokens stand around every window."""
     places: NDArray[np.int64]  # [num_tokens]
     """Place of each of its tokens in the whole text."""
+    is_first: bool
+    is_last: bool
 
 
 def window_room(text: TokenizedText, *, max_tokens: int, part: int = 0) -> int:
@@ -40,28 +42,37 @@ def cut_windows(text: TokenizedText, *, max_tokens: int, overlap: int, part: int
     for start in range(0, max(1, len(moving) - overlap), room - overlap):
         keeps = ~is_moving
         keeps[moving[start : start + room]] = True
-        windows.append(_window(text, np.flatnonzero(keeps)))
+        is_last = start + room >= len(moving)
+        windows.append(_window(text, np.flatnonzero(keeps), is_first=start == 0, is_last=is_last))
     return windows
 
 
+def margins(window: Window, *, num_tokens: int) -> NDArray[np.int64]:
+    """Return how much text each of a window's tokens has on its nearer side: [window's tokens].
+
+    The ends of the whole text, of `num_tokens`, are no edges: nothing is missing there.
+    """
+    order = np.arange(len(window.places))
+    before, after = order, order[::-1]
+    if window.is_first:
+        before = np.full_like(order, num_tokens)
+    if window.is_last:
+        after = np.full_like(order, num_tokens)
+    return np.minimum(before, after)
+
+
 def most_central(windows: Sequence[Window], *, num_tokens: int) -> NDArray[np.int64]:
-    """Return, for each token of the whole text, the window that has most text on the token's nearer side.
+    """Return, for each token of the whole text, the window where its `margins` is largest.
 
     [num_tokens]; the earlier of equals, -1 for a token that no window has.
     """
     chosen = np.full(num_tokens, -1, np.int64)
-    margins = np.full(num_tokens, -1, np.int64)
+    largest = np.full(num_tokens, -1, np.int64)
     for number, window in enumerate(windows):
-        order = np.arange(len(window.places))
-        margin = np.minimum(order, order[::-1])
-        # The ends of the text are no edges: nothing is missing there.
-        if number == 0:
-            margin = order[::-1].copy()
-        if number == len(windows) - 1:
-            margin = order if len(windows) > 1 else margin
-        better = margin > margins[window.places]
-        chosen[window.places[better]] = number
-        margins[window.places[better]] = margin[better]
+        margin = margins(window, num_tokens=num_tokens)
+        is_better = margin > largest[window.places]
+        places = window.places[is_better]
+        chosen[places], largest[places] = number, margin[is_better]
     return chosen
 
 
@@ -80,11 +91,12 @@ def joined(
     return whole
 
 
-def _window(text: TokenizedText, places: NDArray[np.int64]) -> Window:
+def _window(text: TokenizedText, places: NDArray[np.int64], *, is_first: bool, is_last: bool) -> Window:
     spans = _spans(text)
     own = TokenSpans(spans.offsets[places], spans.words[places], spans.parts[places])
     types = None if text.type_ids is None else text.type_ids[places]
-    return Window(TokenizedText(text.token_ids[places], type_ids=types, spans=own), places)
+    own_text = TokenizedText(text.token_ids[places], type_ids=types, spans=own)
+    return Window(own_text, places, is_first, is_last)
 
 
 def _spans(text: TokenizedText) -> TokenSpans:
