@@ -29,7 +29,14 @@ SPANS_END_WITHIN_S = 1.0
 
 _IDEMPOTENT_METHODS = {
     "aimass.generation.v1.GenerationService": ("Complete", "Tokenize", "Detokenize"),
-    "aimass.classification.v1.ClassificationService": ("ClassifyText",),
+    "aimass.classification.v1.ClassificationService": (
+        "ClassifyText",
+        "ClassifyZeroShot",
+        "ClassifyTokens",
+        "FillMask",
+        "PredictNextSentence",
+        "AnswerQuestion",
+    ),
     "aimass.embedding.v1.EmbeddingService": ("Embed", "EmbedSparse"),
     "aimass.model.v1.ModelService": ("ListModels", "GetModel"),
     "grpc.health.v1.Health": ("Check",),

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
+
+from google.protobuf.internal.containers import RepeatedScalarFieldContainer
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.classification.v1 import classification_service_pb2 as pb
 from aimass.classification.v1 import classification_service_pb2_grpc as pb_grpc
-from aimass.classification_options import ClassifyOptions
+from aimass.classification.v1 import fill_mask_pb2 as mask_pb
+from aimass.classification.v1 import question_answering_pb2 as answer_pb
+from aimass.classification.v1 import token_classification_pb2 as token_pb
+from aimass.classification_options import ClassifyOptions, truncation_pb
 from aimass.classifications import TextClasses, text_classes_of
+from aimass.embedding_options import Truncation
+from aimass.entities import Entities, EntityOptions, entities_of
+from aimass.filled_masks import FilledTexts, FillMaskOptions, filled_texts_of
+from aimass.next_sentences import NextSentences, next_sentences_of
+from aimass.question_answers import AnsweredQuestions, AnswerOptions, answered_questions_of
 from aimass.wire import refusing
+from aimass.zero_shot_options import ZeroShotOptions
 
 TextOrPair: TypeAlias = str | tuple[str, str]
 """A text, or a pair of texts that the model reads together."""
@@ -48,13 +59,111 @@ class ClassificationClient(ServiceClient):
                 request.inputs.append(text_input_pb(item))
         return text_classes_of(self._connection.call(self._stub.ClassifyText, request, deadline_s=deadline_s))
 
+    def classify_zero_shot(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        model: str,
+        options: ZeroShotOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> TextClasses:
+        """Return how well labels of your own fit each text, by a model that tells what a text entails."""
+        request = pb.ClassifyZeroShotRequest(options=(options or ZeroShotOptions()).message())
+        set_model(request, model, request_id)
+        extend_texts(request.texts, texts, "texts")
+        extend_texts(request.labels, labels, "labels")
+        response = self._connection.call(self._stub.ClassifyZeroShot, request, deadline_s=deadline_s)
+        return text_classes_of(response)
 
-def set_model(request: pb.ClassifyTextRequest, model: str, request_id: str) -> None:
+    def entities(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        options: EntityOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Entities:
+        """Return the entities of each text: names, parts of speech, segments."""
+        request = token_pb.ClassifyTokensRequest(options=(options or EntityOptions()).message())
+        set_model(request, model, request_id)
+        extend_texts(request.texts, texts, "texts")
+        return entities_of(self._connection.call(self._stub.ClassifyTokens, request, deadline_s=deadline_s))
+
+    def fill_mask(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        options: FillMaskOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> FilledTexts:
+        """Return words for the masked places of each text."""
+        request = mask_pb.FillMaskRequest(options=(options or FillMaskOptions()).message())
+        set_model(request, model, request_id)
+        extend_texts(request.texts, texts, "texts")
+        return filled_texts_of(self._connection.call(self._stub.FillMask, request, deadline_s=deadline_s))
+
+    def predict_next_sentence(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        model: str,
+        truncation: Truncation = Truncation.END,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> NextSentences:
+        """Return, for each pair, how probable it is that the second text follows the first."""
+        request = pb.PredictNextSentenceRequest(truncation=truncation_pb(truncation))
+        set_model(request, model, request_id)
+        for index, (text, next_text) in enumerate(pairs):
+            with refusing(f"pairs[{index}]"):
+                request.pairs.append(pb.SentencePair(text=text, next_text=next_text))
+        response = self._connection.call(self._stub.PredictNextSentence, request, deadline_s=deadline_s)
+        return next_sentences_of(response)
+
+    def answer(
+        self,
+        inputs: Sequence[tuple[str, str]],
+        *,
+        model: str,
+        options: AnswerOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> AnsweredQuestions:
+        """Return the answers to each question in its context; an input is `(question, context)`."""
+        request = answer_pb.AnswerQuestionRequest(options=(options or AnswerOptions()).message())
+        set_model(request, model, request_id)
+        for index, (question, context) in enumerate(inputs):
+            with refusing(f"inputs[{index}]"):
+                request.inputs.append(answer_pb.QuestionInput(question=question, context=context))
+        response = self._connection.call(self._stub.AnswerQuestion, request, deadline_s=deadline_s)
+        return answered_questions_of(response)
+
+
+class _Request(Protocol):
+    """What the requests of all models have in common."""
+
+    model: str
+    request_id: str
+
+
+def set_model(request: _Request, model: str, request_id: str) -> None:
     """Say which model is meant, and the caller's name for the request."""
     with refusing("model"):
         request.model = model
     with refusing("request_id"):
         request.request_id = request_id
+
+
+def extend_texts(field: RepeatedScalarFieldContainer[str], texts: Sequence[str], name: str) -> None:
+    """Add texts to a request, one by one, so that a bad one is named. One text alone is a list of one."""
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+        with refusing(f"{name}[{index}]"):
+            field.append(text)
 
 
 def text_input_pb(item: TextOrPair) -> pb.TextInput:

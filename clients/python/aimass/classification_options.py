@@ -21,11 +21,13 @@ class ClassifyOptions:
     labels: Sequence[str] = ()
     """Only these of the model's labels; empty for all."""
     truncation: Truncation = Truncation.END
+    min_precision: float | None = None
+    """Instead of a threshold: how often a best label is to be right, for models that were calibrated."""
 
     def message(self) -> pb.ClassifyOptions:
         """Return the options as a message; raise `InvalidRequest` when a value fits no field."""
         options_pb = pb.ClassifyOptions(truncation=truncation_pb(self.truncation))
-        set_fields(options_pb, self, ("top_k", "threshold", "labels"), path="options.")
+        set_fields(options_pb, self, ("top_k", "threshold", "labels", "min_precision"), path="options.")
         return options_pb
 
 

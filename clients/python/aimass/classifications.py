@@ -80,7 +80,7 @@ class TextClasses(Answers[TextClass]):
     score_kind: ScoreKind
 
 
-def text_classes_of(response_pb: pb.ClassifyTextResponse) -> TextClasses:
+def text_classes_of(response_pb: pb.ClassifyTextResponse | pb.ClassifyZeroShotResponse) -> TextClasses:
     """Return the message as a value."""
     return TextClasses(
         results=[
