@@ -47,17 +47,18 @@ class ThreadUse:
     """How often another number was taken."""
 
 
-def open_adaptive_session(graph: Path, config: SessionConfig) -> Session:
+def open_adaptive_session(graph: Path, config: SessionConfig, *, shares_weights: bool = True) -> Session:
     """Open a graph at several numbers of threads, one of which each run takes; or once where that is no use.
 
     Once it is on CUDA, on one core, with `num_threads` given, without `adapt_threads`, and, with a warning,
-    when the temporary folder has no room for the shared weights. Errors as `open_session`.
+    when the temporary folder has no room for the shared weights. `shares_weights` is that of
+    `open_thread_variants`. Errors as `open_session`.
     """
     counts = thread_counts(config, num_cores=usable_cores())
     if len(counts) == 1:
         return open_session(graph, config)
     try:
-        sessions = open_thread_variants(graph, config, counts)
+        sessions = open_thread_variants(graph, config, counts, shares_weights=shares_weights)
     except OSError as error:
         _LOGGER.warning("the number of threads stays %d: cannot share the weights: %s", counts[0], error)
         return open_session(graph, config)

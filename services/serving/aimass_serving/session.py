@@ -161,14 +161,20 @@ def open_session(graph: Path, config: SessionConfig) -> Session:
     return OrtSession(session, config.device_id)
 
 
-def open_thread_variants(graph: Path, config: SessionConfig, thread_counts: Sequence[int]) -> list[Session]:
+def open_thread_variants(
+    graph: Path, config: SessionConfig, thread_counts: Sequence[int], *, shares_weights: bool = True
+) -> list[Session]:
     """Open an ONNX graph on the CPU once for each number of threads; all share one copy of the weights.
 
     The weights are packed for this CPU and written to a file in the temporary folder that every session maps
     into memory; the file has no name any more when this returns, and its room is free when the last session
     is gone. Measured on SmolLM2-135M in fp32: 521 MB for a second session of its own, 11 MB for a mapped one.
-    Raises `OSError` when the temporary folder cannot take it.
+    Without `shares_weights` each session packs its own copy: ONNX Runtime 1.31 writes the packed weights of
+    some MatMulNBits nodes such that they read back as others. Raises `OSError` when the temporary folder
+    cannot take it.
     """
+    if not shares_weights:
+        return [open_session(graph, replace(config, num_threads=count)) for count in thread_counts]
     with tempfile.TemporaryDirectory(prefix="aimass-graph-", ignore_cleanup_errors=True) as folder:
         packed = _write_packed(graph, Path(folder))
         return [_open_packed(packed, replace(config, num_threads=count)) for count in thread_counts]
@@ -227,6 +233,8 @@ def _options(config: SessionConfig) -> ort.SessionOptions:
     options.enable_mem_pattern = (
         False  # shapes vary from run to run: a pattern per shape only grows the arena
     )
+    # Without VNNI instructions 8-bit products add up in 16 bits and saturate: take the exact, slower way.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(config.allow_spinning)))
     options.log_severity_level = 3
     return options
