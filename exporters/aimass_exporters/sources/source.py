@@ -25,10 +25,12 @@ from aimass_exporters.sources.packages import fetch_package
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PIPER = "*.onnx.json"
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
-_SEQ2SEQ = (
+_WHOLE_NAMES = (
     (re.compile(r"^Whisper"), TaskName.SPEECH_RECOGNITION),
     (re.compile(r"^((T5|Bart)ForConditionalGeneration|MarianMTModel)$"), TaskName.TEXT2TEXT_GENERATION),
+    (re.compile(r"^VitsModel$"), TaskName.SPEECH_SYNTHESIS),
 )
 _HEADS = {
     "ForSequenceClassification": TaskName.TEXT_CLASSIFICATION,
@@ -91,9 +93,11 @@ def _catalogue_source(entry: CatalogueEntry, progress: Progress) -> Source:
 
 
 def folder_source(folder: Path, *, origin: str) -> Source:
-    """Describe a Hugging Face folder. Raises `PickleRefused` or `InvalidCheckpoint`."""
-    check_weights(folder, origin=origin)
+    """Describe a Hugging Face folder, or a Piper voice's. Raises `PickleRefused`, `InvalidCheckpoint`."""
     name = origin.rsplit("/", 1)[-1]
+    if any(folder.glob(_PIPER)):
+        return Source(folder, Reader.PIPER, origin, name, "unknown", TaskName.SPEECH_SYNTHESIS)
+    check_weights(folder, origin=origin)
     return Source(folder, Reader.FOLDER, origin, name, _licence(folder), _task(folder))
 
 
@@ -112,7 +116,7 @@ def _task(folder: Path) -> TaskName | None:
     if (folder / "modules.json").is_file():
         return TaskName.EMBEDDING
     architectures = read_object(folder / "config.json").get("architectures") or []
-    for ends, task in _SEQ2SEQ:
+    for ends, task in _WHOLE_NAMES:
         if any(ends.search(a) for a in architectures):
             return task
     if any(_CAUSAL.search(a) for a in architectures):

@@ -1,0 +1,1 @@
+"""Voices: text to speech, from Piper's graphs, from hibari's, and from transformers' `VitsModel`."""
