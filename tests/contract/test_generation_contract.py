@@ -12,7 +12,14 @@ from aimass.model.v1 import manifest_pb2
 from aimass_decoding import request as decoding
 from aimass_generation.guidance import Guidance, GuidanceKind
 from aimass_generation.messages import generation_request
-from aimass_generation.request import OutputOptions, SamplingOptions, StoppingOptions
+from aimass_generation.request import (
+    BeamOptions,
+    ChatMessage,
+    ChatPrompt,
+    OutputOptions,
+    SamplingOptions,
+    StoppingOptions,
+)
 from aimass_generation.result import FinishReason
 from aimass_serving.errors import InvalidFields
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -58,6 +65,12 @@ def test_every_output_option_of_the_wire_reaches_the_engine() -> None:
     assert len(names_of(options_pb2.OutputOptions.DESCRIPTOR)) == len(fields(OutputOptions))
 
 
+def test_every_beam_option_of_the_wire_reaches_the_engine() -> None:
+    wire = names_of(options_pb2.BeamOptions.DESCRIPTOR)
+    assert wire == {field.name for field in fields(BeamOptions)}
+    assert wire <= {field.name for field in fields(decoding.BeamParams)}
+
+
 def test_every_default_of_a_bundle_is_a_request_field() -> None:
     defaults = names_of(manifest_pb2.GenerationDefaults.DESCRIPTOR)
     assert defaults - {"max_new_tokens"} <= names_of(options_pb2.SamplingOptions.DESCRIPTOR)
@@ -79,7 +92,10 @@ def test_every_reason_of_the_decoding_engine_has_a_name_here() -> None:
 def test_a_full_request_arrives_with_every_field(message: Any) -> None:
     request_pb = message(
         model="m",
-        chat={"messages": [{"role": "user", "content": "hi"}]},
+        chat={
+            "messages": [{"role": "tool", "content": "hi", "tool_calls": ["{}"], "name": "t"}],
+            "tools": ['{"a": 1}'],
+        },
         sampling={
             "temperature": 0.5,
             "top_k": 7,
@@ -101,12 +117,19 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
             "include_stop_string": True,
             "ignore_eos": True,
         },
-        output={"token_ids": True, "logprobs": True, "top_logprobs": 5, "prompt_token_ids": True},
+        output={
+            "token_ids": True,
+            "logprobs": True,
+            "top_logprobs": 5,
+            "prompt_token_ids": True,
+            "prompt_logprobs": True,
+        },
         priority=-3,
         time_limit={"seconds": 1, "nanos": 500_000_000},
         request_id="r",
         num_sequences=3,
         cache_salt="s",
+        beams={"num_beams": 1, "length_penalty": 0.5, "early_stopping": False, "no_repeat_ngram_size": 0},
     )
     not_together = {"guidance"}
     fields_pb = [field for field in message.DESCRIPTOR.fields if field.name not in not_together]
@@ -117,7 +140,9 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
     )
     assert (asked.num_sequences, asked.cache_salt) == (3, "s")
     assert asked.stopping == StoppingOptions(9, 2, ("a", "b"), (3, 4), True, True)
-    assert asked.output == OutputOptions(True, True, 5, True)
+    assert asked.output == OutputOptions(True, True, 5, True, True)
+    assert asked.prompt == ChatPrompt((ChatMessage("tool", "hi", ("{}",), "t"),), ('{"a": 1}',))
+    assert asked.beams == BeamOptions(1, 0.5, False, 0)
     assert (asked.priority, asked.time_limit_s, asked.deadline_s, asked.request_id) == (-3, 1.5, 12.5, "r")
 
 

@@ -1,11 +1,13 @@
 """Runs several beam searches together on one runner: every beam is a slot, and a step decodes them all.
 
-A search joins and leaves between steps. A beam that goes on from another is a copy of that beam's slot; one
-child of each beam stays where it is. Blocking, and of one thread, as the runner is.
+A search joins and leaves between steps; its prompt is computed in chunks, one a step. A beam that goes on
+from another is a copy of that beam's slot; one child of each beam stays where it is. Blocking, and of one
+thread, as the runner is.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,23 +24,39 @@ class RunningBeams:
     """A search on its slots. Owned by its `BeamBatch`."""
 
     search: BeamSearch
+    prompt_ids: NDArray[np.int64]  # [n]
     slots: list[int]
-    """Slot of each beam."""
+    """Slot of each beam. While the prompt is computed, the first alone holds something."""
     last_tokens: list[int]
     """Token of each beam that the next step feeds."""
-    num_cached: int
+    num_cached: int = 0
     """Tokens in each slot."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether part of the prompt is still to be computed."""
+        return self.num_cached < len(self.prompt_ids)
 
 
 class BeamBatch:
-    """Beam searches that advance together. Owns the runner's slots."""
+    """Beam searches that advance together. Owns the runner's slots; holds the permit while the graph runs."""
 
-    def __init__(self, runner: Runner, *, max_slots: int, max_len: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_slots: int,
+        max_len: int,
+        max_chunk_tokens: int = 128,
+        permit: AbstractContextManager[object] | None = None,
+    ) -> None:
         if not runner.can_copy_slots:
             raise ValueError("beam search copies slots, which this device cannot")
         self._runner = runner
         self._slots = Slots(max_slots)
         self._max_len = max_len
+        self._max_chunk_tokens = max_chunk_tokens
+        self._permit = permit or nullcontext()
         self._running: list[RunningBeams] = []
 
     @property
@@ -54,7 +72,7 @@ class BeamBatch:
     def join(
         self, prompt_ids: NDArray[np.int64], options: BeamOptions, *, memory: SourceMemory | None = None
     ) -> BeamSearch:
-        """Compute a prompt [n] and begin its search; it may be done when this returns.
+        """Take in the search of a prompt [n], which the next steps compute.
 
         Raises `ValueError` when slots are lacking, see `num_free_slots`, or when prompt and text do not fit.
         """
@@ -63,27 +81,26 @@ class BeamBatch:
         if len(prompt_ids) + options.max_new_tokens - 1 > self._max_len:
             raise ValueError(f"prompt and text need more than the {self._max_len} tokens of a slot")
         slots = [self._slots.acquire() for _ in range(options.num_beams)]
-        beams = RunningBeams(BeamSearch(options), slots, [], len(prompt_ids))
+        beams = RunningBeams(BeamSearch(options), prompt_ids, slots, [])
         try:
-            self._begin(beams, prompt_ids, memory)
+            self._runner.set_memory(slots[0], memory)
         except BaseException:
             self._release(beams)
             raise
+        self._running.append(beams)
         return beams.search
 
     def step(self) -> None:
-        """Advance every search by one token. A search that is done leaves."""
-        if not self._running:
-            return
-        token_ids = np.zeros(self._slots.high_water, np.int64)
-        lengths = np.zeros(self._slots.high_water, np.int64)
-        for beams in self._running:
-            token_ids[beams.slots] = beams.last_tokens
-            lengths[beams.slots] = beams.num_cached
-        logits = self._runner.decode(token_ids, lengths)
-        for beams in list(self._running):
-            beams.num_cached += 1
-            self._apply(beams, beams.search.advance(logits[beams.slots]))
+        """Compute a chunk of one prompt, and advance every search that is past its prompt by one token.
+
+        A search that is done leaves.
+        """
+        reading = next((beams for beams in self._running if beams.is_reading), None)
+        if reading is not None:
+            self._read_chunk(reading)
+        writing = [beams for beams in self._running if not beams.is_reading]
+        if writing:
+            self._write(writing)
 
     def run(self) -> None:
         """Step until every search is done."""
@@ -98,16 +115,31 @@ class BeamBatch:
                 self._running.remove(beams)
                 return
 
-    def _begin(self, beams: RunningBeams, prompt_ids: NDArray[np.int64], memory: SourceMemory | None) -> None:
+    def _read_chunk(self, beams: RunningBeams) -> None:
         first, *others = beams.slots
-        self._runner.set_memory(first, memory)
-        logits = self._runner.prefill(first, prompt_ids, start=0)
-        move = beams.search.advance(np.repeat(logits[np.newaxis], len(beams.slots), 0))
-        if move is not None:
-            for slot in others:
-                self._runner.copy_memory(first, slot)
-        self._running.append(beams)
-        self._apply(beams, move)
+        start = beams.num_cached
+        chunk = beams.prompt_ids[start : start + self._max_chunk_tokens]
+        with self._permit:
+            logits = self._runner.prefill(first, chunk, start=start)
+        beams.num_cached += len(chunk)
+        if beams.is_reading:
+            return
+        for slot in others:
+            self._runner.copy_memory(first, slot)
+        self._apply(beams, beams.search.advance(np.repeat(logits[np.newaxis], len(beams.slots), 0)))
+
+    def _write(self, writing: list[RunningBeams]) -> None:
+        token_ids = np.zeros(self._slots.high_water, np.int64)
+        lengths = np.zeros(self._slots.high_water, np.int64)
+        for beams in self._running:
+            lengths[beams.slots] = beams.num_cached  # beside a prompt, the idle row's token lands behind it
+        for beams in writing:
+            token_ids[beams.slots] = beams.last_tokens
+        with self._permit:
+            logits = self._runner.decode(token_ids, lengths)
+        for beams in writing:
+            beams.num_cached += 1
+            self._apply(beams, beams.search.advance(logits[beams.slots]))
 
     def _apply(self, beams: RunningBeams, move: BeamMove | None) -> None:
         if move is None:

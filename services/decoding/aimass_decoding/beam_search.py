@@ -55,6 +55,8 @@ class Hypothesis:
     """Sum over all tokens, the one that ended it included."""
     is_complete: bool
     """Whether it ended by itself rather than by `max_new_tokens`."""
+    end_token_id: int | None = None
+    """The token that ended it, when it is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,12 @@ class BeamSearch:
         self._finished: list[Hypothesis] = []
         self._can_improve = True
         self._is_done = False
+        self._has_failed = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the search ended because its logits were not numbers."""
+        return self._has_failed
 
     @property
     def is_done(self) -> bool:
@@ -96,9 +104,21 @@ class BeamSearch:
         """The finished texts, best first; at most `num_beams`."""
         return list(self._finished)
 
+    @property
+    def best_so_far(self) -> Hypothesis:
+        """The best finished text, or else the best of those that are being written."""
+        if self._finished:
+            return self._finished[0]
+        logprob = float(self._scores[0])
+        penalty = max(1, self._counted_length) ** self.options.length_penalty
+        return Hypothesis(self._running[0], logprob / penalty, logprob, is_complete=False)
+
     def advance(self, logits: NDArray[np.float32]) -> BeamMove | None:
         """Take the logits [beams, vocab] of every running beam; return what they become, None at the end."""
         assert not self._is_done, "the search has ended"
+        if not np.isfinite(logits.max(-1)).all():
+            self._is_done = self._has_failed = True
+            return None
         options = self.options
         log_probs = _log_softmax(logits)
         if options.rule is not None:
@@ -131,7 +151,8 @@ class BeamSearch:
             text = self._running[beam] if is_complete else (*self._running[beam], token_id)
             score, logprob = float(scores[place]) / penalty, float(scores[place])
             if logprob > _IMPOSSIBLE / 2:
-                self._finished.append(Hypothesis(text, score, logprob, is_complete))
+                end = token_id if is_complete else None
+                self._finished.append(Hypothesis(text, score, logprob, is_complete, end))
         self._finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self._finished[options.num_beams :]
 

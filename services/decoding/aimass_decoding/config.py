@@ -21,6 +21,10 @@ class EngineConfig:
     """Longest sequence in tokens, prompt and text together. 0 takes the model's positions, at most 2048."""
     kv_budget_bytes: int = 2 * 1024**3
     """Most memory of the key-value cache. The system commits it only as slots fill up."""
+    max_beams: int = 16
+    """Most beams of all searches together; fewer when `beam_budget_bytes` holds fewer."""
+    beam_budget_bytes: int = 1024**3
+    """Most memory of the beams' key-value cache, beside the other. Taken at the first search."""
     max_prefill_tokens_per_step: int = 128
     """Most prompt tokens computed between two decode steps. Also the length of a prompt's chunks."""
     max_decode_slowdown: float = 1.5
@@ -47,9 +51,11 @@ class EngineConfig:
             "max_prefill_tokens_per_step",
             "max_queue_tokens",
             "kv_budget_bytes",
+            "max_beams",
             "num_mask_threads",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.beam_budget_bytes >= 0, "beam_budget_bytes", "at least 0", self.beam_budget_bytes)
         _require(self.max_kept_prefixes >= 0, "max_kept_prefixes", "at least 0", self.max_kept_prefixes)
         _require(self.max_len == 0 or self.max_len >= 2, "max_len", "0, or at least 2", self.max_len)
         _require(self.max_decode_slowdown > 1, "max_decode_slowdown", "above 1", self.max_decode_slowdown)
@@ -64,8 +70,7 @@ class EngineConfig:
 
     def num_slots_of(self, geometry: DecoderGeometry) -> int:
         """Return how many slots the budget holds for this model. Raises `BadConfig` when not even one."""
-        slot_bytes = geometry.kv_bytes_per_token * self.max_len_of(geometry)
-        slot_bytes += geometry.cross.bytes_per_slot if geometry.cross else 0
+        slot_bytes = self._slot_bytes(geometry)
         num_slots = min(self.max_slots, self.kv_budget_bytes // slot_bytes)
         _require(
             num_slots >= 1,
@@ -74,6 +79,14 @@ class EngineConfig:
             self.kv_budget_bytes,
         )
         return num_slots
+
+    def num_beams_of(self, geometry: DecoderGeometry) -> int:
+        """Return how many beams the beams' budget holds for this model; it may be none."""
+        return min(self.max_beams, self.beam_budget_bytes // self._slot_bytes(geometry))
+
+    def _slot_bytes(self, geometry: DecoderGeometry) -> int:
+        slot_bytes = geometry.kv_bytes_per_token * self.max_len_of(geometry)
+        return slot_bytes + (geometry.cross.bytes_per_slot if geometry.cross else 0)
 
 
 def _require(condition: bool, field_name: str, expected: str, got: object) -> None:

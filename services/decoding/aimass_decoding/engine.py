@@ -7,40 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from aimass_serving.adaptive_session import ThreadUse, thread_use
-from aimass_serving.errors import Draining, InputTooLong, InvalidField, ModelFailed
+from aimass_serving.errors import AimassError, InputTooLong, InvalidField, ModelFailed
 from aimass_serving.session import Session
 from aimass_serving.telemetry import emit_phase
 from numpy.typing import NDArray
 
+from aimass_decoding.beam_engine import BeamEngine
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.cross_attention import SourceMemory
+from aimass_decoding.engine_thread import EngineThread, call_soon
 from aimass_decoding.golden import replay_golden
 from aimass_decoding.outlet import Event, Interest, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
 from aimass_decoding.runner import DecoderGeometry, DecoderRunner
 from aimass_decoding.sampler import SamplingState
 from aimass_decoding.scheduler import Scheduler
-from aimass_decoding.sequence import Sequence
+from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import EngineStats
 from aimass_decoding.stepper import Stepper
 
 _LOGGER = logging.getLogger(__name__)
-
-_Command = Callable[[], None]
-_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
 class DecodingEngine:
@@ -81,12 +78,16 @@ class DecodingEngine:
             mask_executor=self._mask_threads,
             max_mask_wait_s=config.max_mask_wait_s,
         )
-        self._inbox: SimpleQueue[_Command] = SimpleQueue()
-        self._idle_waiters: list[_Waiter] = []  # of the engine thread
         self._numbers = count()
-        self._thread = threading.Thread(target=self._run, name=f"decoding {model}", daemon=True)
-        self._is_draining = False
-        self._is_closed = False
+        self._thread = EngineThread(self, model=model, name=f"decoding {model}")
+        self._beams = BeamEngine(
+            partial(DecoderRunner, session, geometry),
+            max_beams=config.num_beams_of(geometry) if self._runner.can_copy_slots else 0,
+            max_len=self._max_len,
+            config=config,
+            model=model,
+            permit=permit,
+        )
 
     @property
     def max_context_tokens(self) -> int:
@@ -106,7 +107,25 @@ class DecodingEngine:
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
-        return self._is_closed
+        return self._thread.is_closed
+
+    @property
+    def max_beams(self) -> int:
+        """Most beams of a request; 0 on a device that cannot search with beams."""
+        return self._beams.max_beams
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs. Of the engine thread, as `step` and `fail_all` are."""
+        return self._scheduler.has_work
+
+    def step(self) -> None:
+        """Advance what runs by one run of the graph. For the engine thread."""
+        self._stepper.step()
+
+    def fail_all(self, error: AimassError) -> None:
+        """End every sequence with an error. For the engine thread."""
+        self._stepper.fail_all(error)
 
     def replay_golden(
         self, golden: Mapping[str, NDArray[Any]], *, memory: SourceMemory | None = None
@@ -115,11 +134,11 @@ class DecodingEngine:
 
         `memory` is what the encoder of an encoder-decoder made of the golden source.
         """
-        assert not self._thread.is_alive(), "the runner belongs to the engine thread"
+        assert not self._thread.is_alive, "the runner belongs to the engine thread"
         replay_golden(self._runner, golden, bundle=self._model, memory=memory)
 
     def start(self) -> None:
-        """Start the engine thread. Once."""
+        """Start the engine thread."""
         self._thread.start()
 
     async def generate(
@@ -134,6 +153,11 @@ class DecodingEngine:
         numbers. An error ends all sequences of the request.
         """
         self._refuse_unfit(request)
+        if request.beams is not None:
+            async with aclosing(self._beams.generate(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
         interest = interest or Interest()
         sequences, outlet = self._submit(request)
         interest.on_loss(lambda index: self._abort([sequences[index]]))
@@ -145,6 +169,8 @@ class DecodingEngine:
                 if delta.index not in interest:
                     continue
                 if delta.index not in seen:
+                    if not seen:
+                        delta = replace(delta, prompt_logprobs=tuple(sequences[0].prompt_logprobs))
                     seen.add(delta.index)
                     delta = replace(delta, timings=sequences[delta.index].timings)
                 if delta.finish is not None:
@@ -158,29 +184,23 @@ class DecodingEngine:
         """Give sequences up. Those that have ended meanwhile are left alone."""
         cancelled_at_s = time.monotonic()
         for sequence in sequences:
-            self._inbox.put(partial(self._stepper.abort, sequence, cancelled_at_s))
+            self._thread.put(partial(self._stepper.abort, sequence, cancelled_at_s))
 
     async def drain(self) -> None:
         """Take no new sequences, and return when all have ended."""
-        self._is_draining = True
-        if self._is_closed or not self._thread.is_alive():
-            return
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._inbox.put(partial(self._idle_waiters.append, (loop, waiter)))
-        await waiter
+        self._beams.refuse_new()
+        await self._thread.drain()
+        await self._beams.drain()
 
     def close(self) -> None:
         """Stop after the step in progress; what has not ended fails with `Draining`. Blocks. Idempotent."""
-        self._is_draining = self._is_closed = True
-        if self._thread.is_alive():
-            self._inbox.put(_do_nothing)
-            self._thread.join()
+        self._thread.close()
+        self._beams.close()
         self._mask_threads.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far. Numbers of one snapshot may be a step apart."""
-        counters, scheduler = self._stepper.counters, self._scheduler
+        counters, scheduler = self._stepper.counters.plus(self._beams.counters), self._scheduler
         threads = thread_use(self._session) or ThreadUse({}, 0, 0)
         return EngineStats(
             num_submitted=counters.num_submitted,
@@ -230,17 +250,22 @@ class DecodingEngine:
             raise InvalidField(field_name, expected=expected, got=unknown[0])
 
     def _submit(self, request: SequenceRequest) -> tuple[list[Sequence], Outlet]:
-        if self._is_draining:
-            raise Draining
         outlet = Outlet(asyncio.get_running_loop(), num_sequences=request.num_sequences)
         sequences = self._sequences(request, outlet)
-        for sequence in sequences:
-            self._inbox.put(partial(self._stepper.submit, sequence))
-        if (
-            self._is_closed
-        ):  # the thread may have looked into its inbox for the last time before the line above
-            raise Draining
+        self._thread.put_all([partial(self._take, sequence) for sequence in sequences])
         return sequences, outlet
+
+    def _take(self, sequence: Sequence) -> None:
+        """Queue a sequence. What fails by a fault of our own must still reach its reader, who waits."""
+        try:
+            self._stepper.submit(sequence)
+        except Exception as error:
+            _LOGGER.exception("the engine of model %s could not queue a sequence", self._model)
+            if sequence in self._scheduler.sequences:
+                self._stepper.abort(sequence, time.monotonic())
+            sequence.stage = Stage.DONE
+            detail = f"queueing it raised {type(error).__name__}"
+            self._publish([(sequence, ModelFailed(self._model, detail=detail))])
 
     def _sequences(self, request: SequenceRequest, outlet: Outlet) -> list[Sequence]:
         now_s, submitted_ns, first = time.monotonic(), time.time_ns(), next(self._numbers)
@@ -260,39 +285,6 @@ class DecodingEngine:
             for index, number in enumerate([first, *rest])
         ]
 
-    def _run(self) -> None:
-        """Take commands and step, until closed. A fault of our own ends the sequences, not the engine."""
-        while not self._is_closed:
-            try:
-                self._obey()
-                self._stepper.step()
-            except Exception as error:
-                _LOGGER.exception("the engine of model %s failed between steps", self._model)
-                detail = f"the engine raised {type(error).__name__}"
-                self._stepper.fail_all(ModelFailed(self._model, detail=detail))
-        self._obey_pending()
-        self._stepper.fail_all(Draining())
-        self._release_idle_waiters()
-
-    def _obey(self) -> None:
-        """Carry out the commands in the inbox. Without work, wait for one."""
-        if not self._scheduler.has_work and self._inbox.empty():
-            self._release_idle_waiters()
-            self._inbox.get()()
-        self._obey_pending()
-
-    def _obey_pending(self) -> None:
-        try:
-            while True:
-                self._inbox.get_nowait()()
-        except Empty:
-            return
-
-    def _release_idle_waiters(self) -> None:
-        waiters, self._idle_waiters[:] = self._idle_waiters[:], []
-        for loop, waiter in waiters:
-            _call_soon(loop, partial(_resolve, waiter))
-
     def _publish(self, events: list[tuple[Sequence, Event]]) -> None:
         """Wake each event loop once, with all that is new for it. A loop that has ended wants no more."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Outlet, Event]]] = defaultdict(list)
@@ -300,7 +292,7 @@ class DecodingEngine:
             if sequence.outlet is not None:
                 by_loop[sequence.outlet.loop].append((sequence.outlet, event))
         for loop, deliveries in by_loop.items():
-            if not _call_soon(loop, partial(_deliver, deliveries)):
+            if not call_soon(loop, partial(_deliver, deliveries)):
                 for sequence, _ in events:
                     if sequence.outlet is not None and sequence.outlet.loop is loop:
                         self._stepper.abort(sequence, time.monotonic())
@@ -309,24 +301,6 @@ class DecodingEngine:
 def _deliver(deliveries: list[tuple[Outlet, Event]]) -> None:
     for outlet, event in deliveries:
         outlet.deliver(event)
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: _Command) -> bool:
-    """Run a callback on a loop's thread; return False when the loop has ended."""
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _do_nothing() -> None:
-    return
 
 
 def _emit_phases(sequences: list[Sequence]) -> None:

@@ -23,6 +23,8 @@ MAX_LOGIT_BIASES = 1024
 MAX_ALLOWED_TOKENS = 4096
 MAX_SEQUENCES = 16
 MAX_CACHE_SALT_CHARS = 256
+MAX_BEAMS = 16
+MAX_NGRAM = 64
 
 
 class FinishReason(StrEnum):
@@ -117,6 +119,50 @@ class SamplingParams:
         return self.temperature == 0
 
 
+@dataclass(frozen=True, slots=True)
+class BeamParams:
+    """How to search with beams. Several texts are written side by side; the best as a whole is given."""
+
+    num_beams: int = 1
+    """Range 1 to 16; 1 is greedy."""
+    length_penalty: float = 1.0
+    """A finished text's score is its log-probability divided by its length to this power. Range -10 to 10."""
+    early_stopping: bool = False
+    """End as soon as `num_beams` texts are finished; else when no running one looks better than the worst."""
+    no_repeat_ngram_size: int = 0
+    """No run of this many tokens occurs twice, those of the prompt included; 0 allows all. Range 0 to 64."""
+    forced_eos_id: int | None = None
+    """The token that a text ends with when it becomes as long as it may."""
+    num_counted_prompt_tokens: int = 0
+    """Last tokens of the prompt that count as written where a score is divided by a length."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, naming the field as the wire names it."""
+        _require(
+            1 <= self.num_beams <= MAX_BEAMS,
+            "beams.num_beams",
+            f"a number from 1 to {MAX_BEAMS}",
+            self.num_beams,
+        )
+        _require(
+            -10 <= self.length_penalty <= 10,
+            "beams.length_penalty",
+            "a number from -10 to 10",
+            self.length_penalty,
+        )
+        _require(
+            0 <= self.no_repeat_ngram_size <= MAX_NGRAM,
+            "beams.no_repeat_ngram_size",
+            f"a number from 0 to {MAX_NGRAM}",
+            self.no_repeat_ngram_size,
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no search is needed: the best token each time is the answer."""
+        return self.num_beams == 1 and self.no_repeat_ngram_size == 0
+
+
 class TokenMask(Protocol):
     """Which tokens may come next in one sequence, by the tokens before.
 
@@ -165,6 +211,10 @@ class SequenceRequest:
     memory: SourceMemory | None = field(default=None, repr=False, compare=False)
     """What the encoder of an encoder-decoder made of the request's source. The cache of a prompt depends on
     it: two prompts with different memories share nothing."""
+    beams: BeamParams | None = None
+    """Search with beams: one sequence, without draws, masks and log-probabilities; its text comes whole."""
+    wants_prompt_logprobs: bool = False
+    """Give the log-probability of each prompt token but the first. Such a prompt shares nothing."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, naming the field as the wire names it."""
@@ -207,6 +257,13 @@ class SequenceRequest:
             self.num_top_logprobs,
         )
         _require(-100 <= self.priority <= 100, "priority", "a number from -100 to 100", self.priority)
+        is_plain = self.num_sequences == 1 and self.sampling.is_greedy and self.new_mask is None
+        _require(
+            self.beams is None or (is_plain and not self.wants_logprobs and not self.wants_prompt_logprobs),
+            "beams",
+            "no draws, log-probabilities, guidance or further sequences with beams",
+            self.beams,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,3 +313,5 @@ class TokenDelta:
     """Which of the request's sequences this is of."""
     timings: SequenceTimings | None = None
     """With the first delta: when the phases so far began, for a reader who may stop before the end."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the first delta of the request: those of the prompt's tokens but the first, when asked for."""

@@ -67,6 +67,9 @@ class Runner(Protocol):
         The result is overwritten by the next `prefill`.
         """
 
+    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        """Append a chunk as `prefill` does; return the logits [n, vocab] that follow each of its tokens."""
+
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to each of the first `rows` slots; return logits [rows, vocab].
 
@@ -118,21 +121,37 @@ class DecoderRunner:
         Raises `ValueError` when the chunk is empty or does not fit into the slot. The result is a view that
         the next `prefill` overwrites.
         """
+        binding = self._prefill_binding(slot)
+        self._put_chunk(binding, token_ids, start)
+        binding.run()
+        logits: NDArray[np.float32] = self._prefill_io.logits[0]
+        return logits
+
+    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        """Append a chunk [n] as `prefill` does; return the logits [n, vocab] that follow each of its tokens.
+
+        For graphs that give all positions they are asked for; others fail. The result is the caller's.
+        """
         count = len(token_ids)
+        binding = self._bind(self._prefill_io, first=slot, rows=1)
+        self._put_chunk(binding, token_ids, start)
+        logits = np.zeros((count, self._geometry.vocab_size), np.float32)
+        binding.bind_input("last_idx", np.arange(count)[np.newaxis])
+        binding.bind_output("logits", logits)
+        binding.run()
+        return logits
+
+    def _put_chunk(self, binding: Binding, token_ids: NDArray[np.int64], start: int) -> None:
+        count, io = len(token_ids), self._prefill_io
         if not 0 < count <= self._max_len - start:
             raise ValueError(f"{count} tokens after {start} do not fit a slot of {self._max_len}")
-        io = self._prefill_io
         io.input_ids[0, :count] = token_ids
         io.position_ids[0, :count] = np.arange(start, start + count)
         io.seqlens_k[0] = start + count - 1
         io.total_len[0] = start + count
         io.last_idx[0, 0] = count - 1
-        binding = self._prefill_binding(slot)
         binding.bind_input("input_ids", io.input_ids[:, :count])
         binding.bind_input("position_ids", io.position_ids[:, :count])
-        binding.run()
-        logits: NDArray[np.float32] = io.logits[0]
-        return logits
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token [rows] to the first slots, which hold `lengths` [rows]; return [rows, vocab].

@@ -352,7 +352,8 @@ class Scheduler:
 
     def _scope_of(self, sequence: Sequence) -> Hashable:
         """Return what a sequence may share its prompt with: all of its salt, or those of its own request."""
-        if self._config.max_kept_prefixes > 0 and sequence.request.memory is None:
+        computes_whole = sequence.request.memory is not None or sequence.request.wants_prompt_logprobs
+        if self._config.max_kept_prefixes > 0 and not computes_whole:
             return ("salt", sequence.request.cache_salt)
         return None if sequence.group is None else ("group", sequence.group)
 

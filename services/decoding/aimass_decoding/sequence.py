@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from aimass_decoding.masks import MaskFeed
 from aimass_decoding.outlet import Outlet
-from aimass_decoding.request import SequenceRequest, SequenceTimings
+from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenLogprob
 from aimass_decoding.sampler import SamplingState
 
 
@@ -63,6 +63,8 @@ class Sequence:
     """What its next token may be; None for anything."""
     outlet: Outlet | None = None
     """Where its tokens go. Belongs to the caller's event loop, but for its `loop`."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens computed so far but the first, when the request asks for them."""
     prefill_ns: int = 0
     first_token_ns: int = 0
     finished_ns: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from aimass_decoding.request import FinishReason
 
@@ -68,6 +68,11 @@ class Histogram:
         self.counts[bisect.bisect_left(_BOUNDS_MS, duration_ms)] += 1
         self.max_ms = max(self.max_ms, duration_ms)
 
+    def plus(self, other: Histogram) -> Histogram:
+        """Return the durations of both."""
+        counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        return Histogram(counts, max(self.max_ms, other.max_ms))
+
     def percentile(self, share: float) -> float:
         """Return a bound in milliseconds that `share` (0 to 1) of the durations keep; 0 without any."""
         counts = list(self.counts)
@@ -106,3 +111,11 @@ class Counters:
     num_slot_copies: int = 0
     mask_wait_ms: Histogram = field(default_factory=Histogram)
     release_ms: Histogram = field(default_factory=Histogram)
+
+    def plus(self, other: Counters) -> Counters:
+        """Return the totals of both."""
+        total = Counters()
+        for field_ in fields(self):
+            mine, theirs = getattr(self, field_.name), getattr(other, field_.name)
+            setattr(total, field_.name, mine.plus(theirs) if isinstance(mine, Histogram) else mine + theirs)
+        return total

@@ -129,7 +129,20 @@ class Stepper:
         chunk = sequence.request.prompt_ids[step.start : step.start + step.count]
         self.counters.num_prefill_steps += 1
         self.counters.num_prompt_tokens += step.count
+        if sequence.request.wants_prompt_logprobs and sequence.index == 0:
+            return self._echo(sequence, chunk, start=step.start)
         return self._runner.prefill(sequence.slot, chunk, start=step.start)[np.newaxis]
+
+    def _echo(self, sequence: Sequence, chunk: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        """Compute a chunk, and keep how probable each token of the prompt was after the ones before it."""
+        request = sequence.request
+        logits = self._runner.prefill_all(sequence.slot, chunk, start=start)
+        following = request.prompt_ids[start + 1 : start + 1 + len(chunk)].tolist()  # none follows the last
+        sequence.prompt_logprobs += [
+            logprob_of(row, token_id, num_candidates=request.num_top_logprobs)
+            for row, token_id in zip(logits, following, strict=False)
+        ]
+        return logits[-1:]
 
     def _begin(self, step: PrefillStep | ForkStep) -> None:
         """Bring into the slot what others' slots hold of the prompt, and the source that belongs to it."""

@@ -97,14 +97,15 @@ class FakeDecoder:
             self.before_run(input_ids)
         _check(feeds)
         rows = [self._run_row(feeds, row, cache[row, 0, :, 0]) for row in range(len(input_ids))]
-        return {"logits": np.stack(rows)}
+        return {"logits": np.concatenate(rows)}
 
     def _run_row(
         self, feeds: Mapping[str, NDArray[Any]], row: int, memory: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        length = int(feeds["seqlens_k"][row]) + 1
-        memory[feeds["position_ids"][row]] = feeds["input_ids"][row]
-        return self.logits_of(tuple(int(token) for token in memory[:length]))
+        positions = feeds["position_ids"][row]
+        memory[positions] = feeds["input_ids"][row]
+        lengths = positions[feeds["last_idx"][row]] + 1
+        return np.stack([self.logits_of(tuple(int(t) for t in memory[:length])) for length in lengths])
 
 
 def _check(feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -113,7 +114,9 @@ def _check(feeds: Mapping[str, NDArray[Any]]) -> None:
     assert np.array_equal(position_ids[:, -1] + 1, lengths), "seqlens_k is the length after the step minus 1"
     assert feeds["total_len"][0] == lengths.max(), "total_len is the largest length after the step"
     assert (np.diff(position_ids, axis=1) == 1).all(), "the tokens of a chunk follow one another"
-    assert (feeds["last_idx"] == seq - 1).all(), "last_idx is the last token of the chunk"
+    asked = feeds["last_idx"]
+    assert asked.shape[1] in (1, seq), "one position of each row is asked for, or all of one"
+    assert (asked[:, -1] == seq - 1).all(), "the last one asked for is the last token of the chunk"
     assert batch == 1 or seq == 1, "several tokens at once only at batch 1"
 
 
@@ -262,6 +265,11 @@ class TimedRunner:
         self.calls.append(("prefill", len(token_ids)))
         self._clock.advance(len(token_ids) * self._prefill_token_s)
         return self._inner.prefill(slot, token_ids, start=start)
+
+    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+        self.calls.append(("prefill", len(token_ids)))
+        self._clock.advance(len(token_ids) * self._prefill_token_s)
+        return self._inner.prefill_all(slot, token_ids, start=start)
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         self.calls.append(("decode", len(token_ids)))

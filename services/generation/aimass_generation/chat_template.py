@@ -35,20 +35,34 @@ class ChatTemplate:
         self._template = _environment(now).from_string(source)
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """Return the text of a conversation up to where the model is to speak.
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[str] = ()) -> str:
+        """Return the text of a conversation up to where the model is to speak; `tools` are JSON objects.
 
         Raises `InvalidFields` on `chat` when the template refuses the conversation, with its reason.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        functions = [json.loads(tool) for tool in tools] or None
         try:
             return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                messages=[_turn(message) for message in messages],
+                tools=functions,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
         except jinja2.TemplateError as error:
             raise _refused(error.message or type(error).__name__) from error
         except _EVALUATION_ERRORS as error:
             raise _refused(type(error).__name__) from error
+
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    """Return a turn as templates know it: what was not said is not there."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [json.loads(call) for call in message.tool_calls]
+    if message.name:
+        turn["name"] = message.name
+    return turn
 
 
 def _refused(reason: str) -> InvalidFields:

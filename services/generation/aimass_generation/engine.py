@@ -67,6 +67,10 @@ class TokenEngine(Protocol):
         """How many sequences advance together."""
 
     @property
+    def max_beams(self) -> int:
+        """Most beams of a request; 0 where it cannot search with beams."""
+
+    @property
     def execution_provider(self) -> str:
         """ONNX Runtime execution provider that runs the model."""
 
@@ -230,7 +234,7 @@ class GenerationEngine:
                     num_running -= 1
                     interest.lose(delta.index)  # The slot must not wait for a slow reader of the last words.
                 if is_first:
-                    yield _prompt_info(run.sequence)
+                    yield _prompt_info(run.sequence, delta)
                     is_first = False
                 if text.text or text.token_ids or text.logprobs:
                     yield text
@@ -325,6 +329,6 @@ def _finish(run: _Run, assembler: TextAssembler, delta: TokenDelta) -> Generatio
     )
 
 
-def _prompt_info(sequence: SequenceRequest) -> PromptInfo:
+def _prompt_info(sequence: SequenceRequest, first: TokenDelta) -> PromptInfo:
     seed = None if sequence.sampling.is_greedy else sequence.sampling.seed
-    return PromptInfo(tuple(sequence.prompt_ids.tolist()), seed)
+    return PromptInfo(tuple(sequence.prompt_ids.tolist()), seed, first.prompt_logprobs)

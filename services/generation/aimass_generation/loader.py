@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
-from aimass.model.v1.manifest_pb2 import DecoderSpec, GenerationDefaults
+from aimass.model.v1.manifest_pb2 import (
+    PRECISION_INT4,
+    PRECISION_INT8,
+    DecoderSpec,
+    GenerationDefaults,
+    ModelManifest,
+    Text2TextSpec,
+)
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.cross_attention import SourceEncoder, SourceMemory, cross_geometry_of
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
+from aimass_decoding.request import MAX_BEAMS, BeamParams
 from aimass_decoding.runner import geometry_of
 from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
@@ -34,6 +42,8 @@ from aimass_generation.resolver import ModelProfile
 from aimass_generation.source_engine import SourceEngine, WholeTextDecoder
 
 GRAPH_ROLE, ENCODER_ROLE = "decoder", "encoder"
+_PRECISIONS_PACKED_APART = frozenset({PRECISION_INT8, PRECISION_INT4})
+"""Integer weights that are packed for each number of threads by itself: see `open_thread_variants`."""
 
 
 def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
@@ -42,7 +52,12 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     The replay runs the graph as prompts and as decode steps do, so it warms it up as well. Raises `BadBundle`
     when the numbers differ or a file does not fit, `DeviceUnavailable`.
     """
-    return engine_on(open_adaptive_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
+    session = open_adaptive_session(
+        bundle.graph(GRAPH_ROLE),
+        context.session_config,
+        shares_weights=bundle.manifest.precision not in _PRECISIONS_PACKED_APART,
+    )
+    return engine_on(session, bundle, context)
 
 
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> GenerationEngine:
@@ -58,7 +73,7 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
     )
     tokens = _with_encoder(decoding, bundle, context, config) if reads_source else _replayed(decoding, bundle)
     decoding.start()
-    profile = _profile(bundle, config, max_context_tokens=tokens.max_context_tokens)
+    profile = _profile(bundle, config, tokens)
     guidance = GuidanceCompiler(tokenizer, vocab_size=profile.vocab_size, eos_token_ids=profile.eos_token_ids)
     text = WholeTextDecoder(tokenizer) if reads_source else TextDecoder(tokenizer)
     return GenerationEngine(tokens, prompts, text, profile, config, guidance=guidance)
@@ -127,16 +142,43 @@ def _chat_template(bundle: Bundle) -> ChatTemplate | None:
         raise BadBundle(bundle.ref, detail=f"its chat template does not compile: {error}") from error
 
 
-def _profile(bundle: Bundle, config: GenerationConfig, *, max_context_tokens: int) -> ModelProfile:
+def _profile(bundle: Bundle, config: GenerationConfig, tokens: DecodingEngine | SourceEngine) -> ModelProfile:
     spec: DecoderSpec = bundle.manifest.decoder
+    reads_source = spec.HasField("cross_attention")
     return ModelProfile(
         name=bundle.manifest.name,
         vocab_size=spec.vocab_size,
-        max_context_tokens=max_context_tokens,
+        max_context_tokens=tokens.max_context_tokens,
         eos_token_ids=frozenset(spec.eos_token_ids),
         sampling_defaults=_sampling_defaults(spec.defaults),
         default_max_new_tokens=spec.defaults.max_new_tokens or config.default_max_new_tokens,
+        beam_defaults=_beam_defaults(bundle.manifest.text2text, tokens.max_beams)
+        if reads_source
+        else BeamParams(),
+        default_min_new_tokens=bundle.manifest.text2text.min_new_tokens,
+        can_echo_logprobs=gives_every_position(bundle.manifest) and not reads_source,
+        reads_source=reads_source,
     )
+
+
+def _beam_defaults(spec: Text2TextSpec, max_beams: int) -> BeamParams:
+    """Return how a model that reads a source wants to be searched; greedy where no beams can be had."""
+    if max_beams < 1:
+        return BeamParams()
+    return BeamParams(
+        num_beams=max(1, min(spec.num_beams, max_beams, MAX_BEAMS)),
+        length_penalty=spec.length_penalty,
+        early_stopping=spec.early_stopping,
+        no_repeat_ngram_size=spec.no_repeat_ngram_size,
+        forced_eos_id=spec.forced_eos_id if spec.HasField("forced_eos_id") else None,
+        num_counted_prompt_tokens=len(spec.decoder_start_ids) - 1,
+    )
+
+
+def gives_every_position(manifest: ModelManifest) -> bool:
+    """Whether the decoder's graph gives the logits of all positions that are asked for, not of one a row."""
+    inputs = (tensor for graph in manifest.graphs if graph.role == GRAPH_ROLE for tensor in graph.inputs)
+    return any(tensor.name == "last_idx" and tensor.shape[1] != "1" for tensor in inputs)
 
 
 def _sampling_defaults(defaults: GenerationDefaults) -> SamplingOptions:

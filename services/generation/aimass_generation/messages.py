@@ -17,6 +17,7 @@ from aimass_serving.errors import InvalidField
 
 from aimass_generation.guidance import Guidance, GuidanceKind
 from aimass_generation.request import (
+    BeamOptions,
     ChatMessage,
     ChatPrompt,
     GenerationRequest,
@@ -66,6 +67,7 @@ def generation_request(
         num_sequences=request_pb.num_sequences or 1,
         cache_salt=request_pb.cache_salt,
         guidance=_guidance(request_pb.guidance) if request_pb.HasField("guidance") else None,
+        beams=BeamOptions(**{field.name: value for field, value in request_pb.beams.ListFields()}),
     )
 
 
@@ -117,7 +119,10 @@ def _continuation_pb(continuation: Continuation) -> pb.Continuation:
 
 
 def _chat(chat_pb: prompt_pb2.ChatPrompt) -> ChatPrompt:
-    return ChatPrompt(tuple(ChatMessage(turn.role, turn.content) for turn in chat_pb.messages))
+    turns = (
+        ChatMessage(turn.role, turn.content, tuple(turn.tool_calls), turn.name) for turn in chat_pb.messages
+    )
+    return ChatPrompt(tuple(turns), tuple(chat_pb.tools))
 
 
 def _sampling(options_pb: options_pb2.SamplingOptions) -> SamplingOptions:
@@ -146,6 +151,7 @@ def _output(options_pb: options_pb2.OutputOptions) -> OutputOptions:
         wants_logprobs=options_pb.logprobs,
         num_top_logprobs=options_pb.top_logprobs,
         wants_prompt_token_ids=options_pb.prompt_token_ids,
+        wants_prompt_logprobs=options_pb.prompt_logprobs,
     )
 
 
@@ -177,6 +183,7 @@ def _prompt_info_pb(info: PromptInfo, answerer: Answerer) -> pb.PromptInfo:
         prompt_tokens=len(info.prompt_ids),
         seed=info.seed,
         prompt_token_ids=info.prompt_ids if answerer.wants_prompt_token_ids else (),
+        prompt_logprobs=_logprob_pbs(info.prompt_logprobs),
     )
 
 

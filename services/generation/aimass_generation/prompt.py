@@ -62,4 +62,4 @@ class PromptEncoder:
             raise InvalidField(
                 prompt.FIELD, expected="text or token_ids: the model has no chat template", got="chat"
             )
-        return self._chat_template.render(prompt.messages)
+        return self._chat_template.render(prompt.messages, prompt.tools)

@@ -5,19 +5,34 @@ Knows no wire and no model: what depends on the model (its vocabulary, its conte
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_decoding.request import BeamParams, SamplingParams, SequenceRequest
 from aimass_serving.errors import InvalidField, InvalidFields, Violation
 
 from aimass_generation.guidance import Guidance
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
+
+MAX_TOOLS = 128
+MAX_TOOL_CHARS = 262_144
+_NOT_WITH_BEAMS = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "seed",
+    "logit_bias",
+    "allowed_token_ids",
+    "frequency_penalty",
+    "presence_penalty",
+)
 
 _ANY_TOKEN = np.zeros(1, np.int64)
 _NO_LIMIT = 2**31 - 1
@@ -60,6 +75,10 @@ class ChatMessage:
 
     role: str
     content: str
+    tool_calls: tuple[str, ...] = ()
+    """Calls the model made in this turn, each a JSON object. At most 128."""
+    name: str = ""
+    """The tool whose result this is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +87,8 @@ class ChatPrompt:
 
     FIELD: ClassVar[str] = "chat"
     messages: tuple[ChatMessage, ...]
+    tools: tuple[str, ...] = ()
+    """Functions the model may call, each a JSON object. At most 128, together at most 262144 characters."""
 
     def violations(self) -> Iterator[Violation]:
         """Yield what is wrong whatever the model."""
@@ -76,9 +97,59 @@ class ChatPrompt:
         for index, message in enumerate(self.messages):
             if not message.role:
                 yield violation(f"chat.messages[{index}].role", expected="who speaks, such as 'user'", got="")
+            yield from _object_violations(f"chat.messages[{index}].tool_calls", message.tool_calls)
+        yield from _object_violations("chat.tools", self.tools)
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+def _object_violations(field_name: str, texts: tuple[str, ...]) -> Iterator[Violation]:
+    """Yield which of some texts are not JSON objects, or that they are too many."""
+    num_chars = sum(len(text) for text in texts)
+    if len(texts) > MAX_TOOLS:
+        yield violation(field_name, expected=f"at most {MAX_TOOLS}", got=len(texts))
+    elif num_chars > MAX_TOOL_CHARS:
+        yield violation(field_name, expected=f"at most {MAX_TOOL_CHARS} characters together", got=num_chars)
+    else:
+        for index, text in enumerate(texts):
+            if not isinstance(_parsed(text), dict):
+                yield violation(f"{field_name}[{index}]", expected="a JSON object", got=text)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class BeamOptions:
+    """A search with beams. None takes the model's default. Ranges: `BeamParams`."""
+
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    no_repeat_ngram_size: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are set."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def asks_search(self) -> bool:
+        """Whether the options alone, whatever the model's defaults, ask for more than the greedy text."""
+        return (self.num_beams or 1) > 1 or bool(self.no_repeat_ngram_size)
+
+    def params(self, defaults: BeamParams) -> BeamParams:
+        """Return what the engine needs, with a model's defaults where nothing was given."""
+        return replace(defaults, **self.given())
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield the fields outside their range."""
+        yield from _refusals(BeamParams, self.given())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +228,8 @@ class OutputOptions:
     num_top_logprobs: int = 0
     """With logprobs, this many most probable tokens at each place. Range 0 to 20."""
     wants_prompt_token_ids: bool = False
+    wants_prompt_logprobs: bool = False
+    """The log-probability of each token of the prompt but the first."""
 
     def violations(self) -> Iterator[Violation]:
         """Yield the fields outside their range."""
@@ -183,6 +256,8 @@ class GenerationRequest:
     """Only prompts with the same salt share what was computed of them. At most 256 characters."""
     guidance: Guidance | None = None
     """What the whole text must satisfy. Not together with `ignore_eos` or `allowed_token_ids`."""
+    beams: BeamOptions = field(default_factory=BeamOptions)
+    """A search excludes draws, guidance, log-probabilities, further sequences and changes of the logits."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -200,6 +275,28 @@ class GenerationRequest:
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             yield violation("time_limit", expected="more than 0 seconds", got=self.time_limit_s)
         yield from self._guidance_violations()
+        yield from self.beams.violations()
+        if self.beams.asks_search:
+            yield from (
+                violation(name, expected="none with beams", got=got) for name, got in self.unsearchable()
+            )
+
+    def unsearchable(self) -> Iterator[tuple[str, object]]:
+        """Yield what is asked beside which no search with beams is possible: field and value."""
+        if self.sampling.temperature:
+            yield "sampling.temperature", self.sampling.temperature
+        for name in _NOT_WITH_BEAMS:
+            value = getattr(self.sampling, name)
+            if value:
+                yield f"sampling.{name}", value
+        if self.num_sequences > 1:
+            yield "num_sequences", self.num_sequences
+        if self.output.wants_logprobs:
+            yield "output.logprobs", True
+        if self.output.wants_prompt_logprobs:
+            yield "output.prompt_logprobs", True
+        if self.guidance is not None:
+            yield "guidance", self.guidance.kind.value
 
     def _guidance_violations(self) -> Iterator[Violation]:
         """Yield what is wrong with the constraint, and the options that could leave no token to choose."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_decoding.request import BeamParams, SamplingParams, SequenceRequest
 from aimass_serving.errors import InputTooLong, InvalidField
 from numpy.typing import NDArray
 
-from aimass_generation.request import GenerationRequest, Prompt, SamplingOptions
+from aimass_generation.request import GenerationRequest, OutputOptions, Prompt, SamplingOptions
 
 _SEED_BITS = 64
 
@@ -30,6 +30,13 @@ class ModelProfile:
     eos_token_ids: frozenset[int]
     sampling_defaults: SamplingOptions
     default_max_new_tokens: int
+    beam_defaults: BeamParams = field(default_factory=BeamParams)
+    """How the model wants to be searched; one beam, and no rule about runs, is greedy."""
+    default_min_new_tokens: int = 0
+    can_echo_logprobs: bool = False
+    """Whether the graph gives the logits of every prompt token."""
+    reads_source: bool = False
+    """Whether the prompt is a source that an encoder reads."""
 
 
 def check_token_ids(token_ids: tuple[int, ...], *, vocab_size: int, field: str) -> None:
@@ -57,6 +64,8 @@ class RequestResolver:
         Raises `InputTooLong` when the prompt leaves no room, `InvalidField` for what this model cannot do.
         """
         stopping, output = request.stopping, request.output
+        self._refuse_echo(output)
+        beams = self._beams(request)
         vocab_size = self._profile.vocab_size
         check_token_ids(stopping.stop_token_ids, vocab_size=vocab_size, field="stopping.stop_token_ids")
         check_token_ids(
@@ -68,14 +77,17 @@ class RequestResolver:
             if not 0 <= token_id < vocab_size:
                 expected = f"a token id from 0 to {vocab_size - 1}"
                 raise InvalidField(f"sampling.logit_bias[{token_id}]", expected=expected, got=token_id)
+        max_new_tokens = self._max_new_tokens(request, prompt, num_prompt_tokens=len(prompt_ids))
         return SequenceRequest(
             request_id=request.request_id,
             prompt_ids=prompt_ids,
-            max_new_tokens=self._max_new_tokens(request, prompt, num_prompt_tokens=len(prompt_ids)),
-            sampling=self._sampling(request.sampling),
+            max_new_tokens=max_new_tokens,
+            sampling=self._sampling(request.sampling, beams),
             num_sequences=request.num_sequences,
             cache_salt=request.cache_salt,
-            min_new_tokens=stopping.min_new_tokens,
+            min_new_tokens=min(
+                stopping.min_new_tokens or self._profile.default_min_new_tokens, max_new_tokens
+            ),
             eos_token_ids=frozenset() if stopping.ignore_eos else self._profile.eos_token_ids,
             stop_token_ids=frozenset(stopping.stop_token_ids),
             wants_logprobs=output.wants_logprobs,
@@ -83,6 +95,8 @@ class RequestResolver:
             priority=request.priority,
             deadline_s=request.deadline_s,
             time_limit_at_s=None if request.time_limit_s is None else arrived_s + request.time_limit_s,
+            beams=beams,
+            wants_prompt_logprobs=output.wants_prompt_logprobs,
         )
 
     def _max_new_tokens(self, request: GenerationRequest, prompt: Prompt, *, num_prompt_tokens: int) -> int:
@@ -102,7 +116,30 @@ class RequestResolver:
             raise InvalidField("stopping.max_new_tokens", expected=expected, got=wanted)
         return wanted
 
-    def _sampling(self, options: SamplingOptions) -> SamplingParams:
+    def _refuse_echo(self, output: OutputOptions) -> None:
+        if output.wants_prompt_logprobs and not self._profile.can_echo_logprobs:
+            name = self._profile.name
+            expected = (
+                f"false for {name}: its graph gives no logits of the prompt; export it again to have them"
+            )
+            if self._profile.reads_source:
+                expected = f"false for {name}: its prompt is a source, which it reads and does not write"
+            raise InvalidField("output.prompt_logprobs", expected=expected, got=True)
+
+    def _beams(self, request: GenerationRequest) -> BeamParams | None:
+        """Return how to search; None for the greedy or drawn text.
+
+        A search that only the model's defaults ask for gives way to what no search can do.
+        """
+        params = request.beams.params(self._profile.beam_defaults)
+        if params.is_greedy or any(True for _ in request.unsearchable()):
+            return None
+        return params
+
+    def _sampling(self, options: SamplingOptions, beams: BeamParams | None) -> SamplingParams:
+        if beams is not None:
+            penalty = options.params(self._profile.sampling_defaults).repetition_penalty
+            return SamplingParams(repetition_penalty=penalty)
         vocab_size = self._profile.vocab_size
         if options.top_k is not None and options.top_k > vocab_size:
             expected = f"a number from 0 to {vocab_size}, the size of the vocabulary"

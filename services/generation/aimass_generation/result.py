@@ -28,6 +28,8 @@ class PromptInfo:
     """Special tokens included."""
     seed: int | None
     """The seed in use; None when decoding is greedy."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Those of the prompt's tokens but the first, when asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,11 @@ class SourceEngine:
         return self._tokens.max_concurrent_sequences
 
     @property
+    def max_beams(self) -> int:
+        """Most beams of a request."""
+        return self._tokens.max_beams
+
+    @property
     def execution_provider(self) -> str:
         """ONNX Runtime execution provider that runs the model."""
         return self._tokens.execution_provider

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from aimass_generation.chat_template import ChatTemplate
 from aimass_generation.prompt import PromptEncoder
-from aimass_generation.request import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
+from aimass_generation.request import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from aimass_serving.errors import InvalidField, InvalidFields
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,6 +175,67 @@ def test_refusal_of_a_template_carries_its_reason() -> None:
 def test_failing_or_escaping_template_is_a_refusal(source: str) -> None:
     template = ChatTemplate(source, special_tokens={})
     assert refused(template.render, chat(("user", "x")).messages)[0] == "chat"
+
+
+TOOL_TEMPLATE = """{%- if tools %}tools: {% for tool in tools %}{{ tool | tojson }};{% endfor %}{% endif %}
+{%- for m in messages %}<{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}>{{ m.content }}
+{%- for c in m.tool_calls or [] %}[{{ c.function.name }}{{ c.function.arguments | tojson }}]{% endfor %}
+{%- endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "é": [1]}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Zürich"}}}
+
+
+def test_tools_and_their_calls_are_laid_out_as_transformers_does() -> None:
+    """A conversation of several turns in which the model called a function and read its result."""
+    turns = (
+        ChatMessage("user", "warm?"),
+        ChatMessage("assistant", "", (json.dumps(CALL),)),
+        ChatMessage("tool", "21 °C", name="weather"),
+        ChatMessage("assistant", "Yes."),
+        ChatMessage("user", "sure?"),
+    )
+    text = ChatTemplate(TOOL_TEMPLATE, special_tokens={}).render(turns, [json.dumps(WEATHER)])
+    same: list[dict[str, Any]] = [
+        {"role": "user", "content": "warm?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "21 °C", "name": "weather"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "sure?"},
+    ]
+    rendered: Any = render_jinja_template(
+        [same], tools=[WEATHER], chat_template=TOOL_TEMPLATE, add_generation_prompt=True
+    )
+    assert [text] == rendered[0]
+    assert '"name": "weather"' in text
+    assert text.endswith("<assistant>")
+
+
+def test_a_template_reads_tools_and_cannot_change_or_run_them() -> None:
+    evil = json.dumps({"name": "{{ 7 * 7 }}", "x": "{% raw %}"})
+    text = ChatTemplate("{{ tools[0].name }}", special_tokens={}).render(chat(("user", "x")).messages, [evil])
+    assert text == "{{ 7 * 7 }}"
+    changing = ChatTemplate("{{ tools[0].update({'a': 1}) }}", special_tokens={})
+    assert refused(changing.render, chat(("user", "x")).messages, ['{"name": "f"}'])[0] == "chat"
+
+
+@pytest.mark.parametrize(
+    ("tools", "field"),
+    [
+        (("[]",), "chat.tools[0]"),
+        (("{}", "{"), "chat.tools[1]"),
+        (("[" * 100_000,), "chat.tools[0]"),
+        (("{}",) * 129, "chat.tools"),
+        (('{"a": "' + "x" * 262_144 + '"}',), "chat.tools"),
+    ],
+)
+def test_tools_that_are_no_functions_are_refused_by_place(tools: tuple[str, ...], field: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        GenerationRequest(ChatPrompt((ChatMessage("user", "x"),), tools))
+    assert [violation.field for violation in caught.value.violations] == [field]
+    with pytest.raises(InvalidFields) as caught:
+        GenerationRequest(ChatPrompt((ChatMessage("user", "x", tools),)))
+    expected = field.replace("chat.tools", "chat.messages[0].tool_calls")
+    assert [violation.field for violation in caught.value.violations] == [expected]
 
 
 def test_words_of_a_caller_are_never_run_as_a_template() -> None:
