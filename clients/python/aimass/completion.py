@@ -37,6 +37,8 @@ class PromptInfo:
     """The seed in use; None when decoding is greedy."""
     prompt_token_ids: Sequence[int] = ()
     """Empty unless asked for."""
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    """Empty unless asked for; one entry for each token of the prompt but the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def prompt_info_of(info_pb: pb.PromptInfo) -> PromptInfo:
         prompt_tokens=info_pb.prompt_tokens,
         seed=info_pb.seed if info_pb.HasField("seed") else None,
         prompt_token_ids=tuple(info_pb.prompt_token_ids),
+        prompt_logprobs=tuple(_logprob_of(entry) for entry in info_pb.prompt_logprobs),
     )
 
 

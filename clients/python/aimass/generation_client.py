@@ -10,7 +10,7 @@ from aimass.completion import Completion, completion_of
 from aimass.generation.v1 import generation_service_pb2 as pb
 from aimass.generation.v1 import generation_service_pb2_grpc as pb_grpc
 from aimass.generation_options import GenerationOptions
-from aimass.prompt import ChatTurn, Prompt, chat_prompt_pb, set_prompt
+from aimass.prompt import ChatPrompt, ChatTurn, Prompt, chat_prompt_pb, set_prompt
 from aimass.token_stream import TokenStream
 from aimass.wire import refusing
 
@@ -58,7 +58,7 @@ class GenerationClient(ServiceClient):
         return completion_of(self._connection.call(self._stub.Complete, request, deadline_s=deadline_s))
 
     def tokenize(
-        self, prompt: str | Sequence[ChatTurn], *, model: str, deadline_s: float | None = None
+        self, prompt: str | Sequence[ChatTurn] | ChatPrompt, *, model: str, deadline_s: float | None = None
     ) -> Sequence[int]:
         """Return the token ids of a text or a conversation as the model would see them."""
         request = pb.TokenizeRequest()

@@ -35,6 +35,7 @@ _STOPPING_FIELDS = (
 )
 _GUIDANCE_FIELDS = ("json_schema", "json_object", "regex", "grammar")
 _FORMS = (*_GUIDANCE_FIELDS, "choice")
+_BEAM_FIELDS = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
 _REQUEST_FIELDS = ("priority", "request_id", "num_sequences", "cache_salt")
 
 
@@ -94,6 +95,16 @@ class GenerationOptions:
     """With `wants_logprobs`, also ask for this many most probable tokens at each place. At most 20."""
     wants_prompt_token_ids: bool = False
     """Ask for the token ids of the prompt."""
+    wants_prompt_logprobs: bool = False
+    """Ask for the log-probability of each token of the prompt but the first."""
+    num_beams: int | None = None
+    """Write this many texts side by side and give the best, whole. Range 1 to 16; 1 is greedy."""
+    length_penalty: float | None = None
+    """Above 0 favours long texts among the beams. Range -10 to 10."""
+    early_stopping: bool | None = None
+    """End the search as soon as there are as many texts as beams."""
+    no_repeat_ngram_size: int | None = None
+    """No run of this many tokens occurs twice; 0 allows all. Range 0 to 64."""
     priority: int | None = None
     """A higher number is served earlier. Range -100 to 100."""
     time_limit_s: float | None = None
@@ -110,10 +121,12 @@ class GenerationOptions:
         set_fields(request.sampling, self, _SAMPLING_FIELDS, path="sampling.")
         set_fields(request.stopping, self, _STOPPING_FIELDS, path="stopping.")
         set_fields(request, self, _REQUEST_FIELDS)
+        set_fields(request.beams, self, _BEAM_FIELDS, path="beams.")
         self._fill_guidance(request)
         request.output.token_ids = self.wants_token_ids
         request.output.logprobs = self.wants_logprobs
         request.output.prompt_token_ids = self.wants_prompt_token_ids
+        request.output.prompt_logprobs = self.wants_prompt_logprobs
         with refusing("output.top_logprobs"):
             request.output.top_logprobs = self.num_top_logprobs
         if self.time_limit_s is not None:
