@@ -1,4 +1,4 @@
 """Benchmarks: aimass beside its peers, on the same weights, in one run on one machine. No part of the tests.
 
-`python -m bench generation --store models` prints a table and writes docs/benchmarks/generation.{json,md,png}
+`python -m bench generation` prints its tables and writes docs/benchmarks/generation.{json,md,png}.
 """

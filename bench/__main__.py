@@ -1,69 +1,78 @@
-"""Command line of the benchmarks: `python -m bench generation|embedding|all`."""
+"""Command line of the benchmarks: `python -m bench PART [options]`; `all` runs every part at its defaults."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from aimass_serving.cpu import usable_cores
-
-from bench import embedding, generation
 from bench.report import Benchmark, markdown, write_report
+from bench.study import Study
+
+PARTS = {
+    "prepare": "bench.prepare",
+    "generation": "bench.generation",
+    "quality": "bench.quality",
+    "generation-load": "bench.generation_load",
+    "embedding": "bench.embedding",
+    "embedding-load": "bench.embedding_load",
+}
+"""A part is a module with `add_options(parser)` and `run(options, command=...)`, which returns a report, or
+None when it has none."""
+
+ALL: Sequence[Sequence[str]] = (
+    ("prepare",),
+    ("generation",),
+    ("generation", "--model", "gpt2-124m"),
+    ("generation", "--busy", "--contenders", "served,in-process,ctranslate2"),
+    ("quality",),
+    ("generation-load",),
+    ("embedding",),
+    ("embedding-load",),
+    ("embedding-load", "--precision", "int8"),
+)
 
 
 def main() -> int:
-    """Run what was asked for, print its table and write its report."""
-    options = _parser().parse_args()
+    """Run what was asked for, print its tables and write its reports."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    for name in ("generation", "embedding") if options.benchmark == "all" else (options.benchmark,):
-        benchmark = _run(name, options)
-        print(markdown(benchmark))
-        write_report(benchmark, options.output)
+    words = sys.argv[1:]
+    if words[:1] == ["all"]:
+        for part in ALL:
+            _run([*part, *words[1:]])
+    else:
+        _run(words)
     return 0
 
 
-def _run(name: str, options: argparse.Namespace) -> Benchmark:
-    command = f"make bench BENCH={name}" + (f' BENCH_ARGS="{extra}"' if (extra := _given()) else "")
-    if name == "generation":
-        generation_settings = generation.GenerationSettings(
-            options.store, options.rounds, options.new_tokens, options.streams, options.threads
-        )
-        return generation.run(generation_settings, command=command)
-    embedding_settings = embedding.EmbeddingSettings(
-        options.store, options.rounds, options.texts, options.threads
+def _run(words: Sequence[str]) -> None:
+    name = words[0] if words and words[0] in PARTS else ""
+    options = _parser(name).parse_args(words)
+    module: Any = importlib.import_module(PARTS[options.part])
+    report = module.run(options, command=shlex.join(["python", "-m", "bench", *words]))
+    if isinstance(report, Benchmark):
+        print(markdown(report))
+        write_report(report, options.output)
+    elif isinstance(report, Study):
+        print(report.markdown())
+        report.write(options.output)
+
+
+def _parser(part: str) -> argparse.ArgumentParser:
+    """Return the parser; a part's options are known once it is named: its module is heavy to load."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=f"{__doc__} `python -m bench PART --help` lists a part's options.",
     )
-    return embedding.run(embedding_settings, command=command)
-
-
-def _given() -> str:
-    """Return the options on this command line that change what is measured, as they were typed."""
-    words = sys.argv[2:]
-    kept = [
-        (name, value) for name, value in zip(words[::2], words[1::2], strict=False) if name not in _PLACES
-    ]
-    return " ".join(word for pair in kept for word in pair)
-
-
-_PLACES = ("--store", "--output")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("benchmark", choices=("generation", "embedding", "all"))
-    parser.add_argument("--store", type=Path, default=Path(os.environ.get("AIMASS_STORE", "models")))
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each contender")
-    parser.add_argument("--new-tokens", type=int, default=64, help="tokens each stream produces")
-    parser.add_argument("--streams", type=_numbers, default=(1, 4, 16), help="such as 1,4,16; at most 16")
-    parser.add_argument("--texts", type=int, default=256, help="texts to embed")
-    threads = tuple(sorted({1, usable_cores()}))
-    parser.add_argument("--threads", type=_numbers, default=threads, help="settings every peer is tried at")
+    parser.add_argument("part", choices=(part,) if part else (*PARTS, "all"))
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder of the reports")
+    if part:
+        importlib.import_module(PARTS[part]).add_options(parser)
     return parser
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.machine import ForeignLoad
 from bench.measurement import Contender, Outcome, Repetition, interleave
@@ -16,7 +19,7 @@ from bench.worker import WorkerProcess
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A contender to start."""
+    """A contender to start. Those with equal factory and config share a process."""
 
     candidate: str
     variant: str
@@ -24,27 +27,86 @@ class Entry:
     """`module:Class`, made in the child with `config`."""
     config: Mapping[str, Any]
     num_threads: int
+    """Most threads the process may start for OpenMP."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Further keywords of each run, for runners that change their threads or batches from run to run."""
+    warm_up: Sequence[str] | None = None
+    """Scenarios to run before anything counts; None is each of the contest's."""
+    max_rounds: int | None = None
+    """Rounds it takes part in, for the slow; None is all."""
+
+    @property
+    def process_key(self) -> str:
+        """Equal for entries that share a process."""
+        return json.dumps([self.factory, self.config, self.num_threads])
 
 
-def hold(entries: Sequence[Entry], scenarios: Sequence[str], *, num_rounds: int) -> list[Repetition]:
-    """Run all rounds and return every repetition. All contenders stay loaded; one runs at a time."""
+class RoundClock:
+    """Says whether one more round of a scenario fits what is left of the time. Owns the start."""
+
+    def __init__(self, max_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends_s = clock() + max_s
+        self._seconds: dict[tuple[str, int], dict[str, float]] = {}
+
+    def note(self, repetition: Repetition) -> None:
+        """Note how long a repetition took; of a candidate's settings the fastest."""
+        took = self._seconds.setdefault((repetition.scenario, repetition.round_index), {})
+        name, seconds = repetition.candidate, repetition.outcome.seconds
+        took[name] = min(took.get(name, seconds), seconds)
+
+    def has_time(self, scenario: str) -> bool:
+        """Return whether another round, if it takes as long as the last, ends in time."""
+        last = max(index for name, index in self._seconds if name == scenario)
+        return self._clock() + sum(self._seconds[scenario, last].values()) <= self._ends_s
+
+
+def hold(
+    entries: Sequence[Entry], scenarios: Sequence[str], *, num_rounds: int, max_s: float = float("inf")
+) -> list[Repetition]:
+    """Run the rounds, at least one, and return every repetition. All stay loaded; one runs at a time.
+
+    No further round begins that would probably end later than `max_s` after the call.
+    """
+    clock = RoundClock(max_s)
     with ExitStack() as stack, _progress() as progress:
-        task = progress.add_task("starting", total=len(entries))
-        contenders = []
-        for entry in entries:
-            progress.update(task, description=f"starting {entry.candidate}, {entry.variant}")
-            worker = stack.enter_context(
-                WorkerProcess(entry.factory, entry.config, num_threads=entry.num_threads)
+        task = progress.add_task("starting", total=None)
+        workers = _started(entries, stack)
+        progress.update(task, description="warming up")
+        contenders = [
+            Contender(
+                e.candidate,
+                e.variant,
+                partial(workers[e.process_key].run, setting=e.setting),
+                e.warm_up,
+                e.max_rounds,
             )
-            contenders.append(Contender(entry.candidate, entry.variant, worker.run))
-            progress.advance(task)
-        total = len(entries) * len(scenarios) * num_rounds
-        progress.reset(task, description="warming up", total=total)
+            for e in entries
+        ]
         repetitions = []
-        for repetition in interleave(contenders, scenarios, num_rounds=num_rounds, measure_foreign=_measured):
+        for repetition in interleave(
+            contenders,
+            scenarios,
+            num_rounds=num_rounds,
+            measure_foreign=_measured,
+            may_go_on=clock.has_time,
+        ):
+            clock.note(repetition)
             repetitions.append(repetition)
-            progress.update(task, description=_sentence(repetition), advance=1)
+            progress.update(task, description=_sentence(repetition))
         return repetitions
+
+
+def _started(entries: Sequence[Entry], stack: ExitStack) -> dict[str, WorkerProcess]:
+    """Start the processes side by side, and return them by key when all are ready."""
+    workers = {}
+    for entry in entries:
+        if entry.process_key not in workers:
+            worker = WorkerProcess(entry.factory, entry.config, num_threads=entry.num_threads)
+            workers[entry.process_key] = stack.enter_context(worker)
+    for worker in workers.values():
+        worker.wait_until_ready()
+    return workers
 
 
 def _measured(run: Callable[[], Outcome]) -> tuple[Outcome, float]:
@@ -54,11 +116,9 @@ def _measured(run: Callable[[], Outcome]) -> tuple[Outcome, float]:
 
 
 def _sentence(repetition: Repetition) -> str:
-    rate = repetition.outcome.rate
-    return f"round {repetition.round_index + 1}: {repetition.candidate}, {repetition.scenario}: {rate:.1f}/s"
+    what = f"{repetition.candidate}, {repetition.variant}, {repetition.scenario}"
+    return f"round {repetition.round_index + 1}: {what}: {repetition.outcome.rate:.1f}/s"
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    )
+    return Progress(TextColumn("{task.description:<80}"), BarColumn(), TimeElapsedColumn())

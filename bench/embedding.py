@@ -1,103 +1,315 @@
-"""The embedding benchmark: all-MiniLM-L6-v2, float32, on film reviews and single sentences."""
+"""The embedding benchmark: all-MiniLM-L6-v2 at fixed lengths and on a realistic mix of film reviews."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from aimass_exporters.encoders.encoder_parity import neighbour_overlap
+from aimass_serving.cpu import usable_cores
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from bench import peers
 from bench.contest import Entry, hold
-from bench.embedding_runners import (
-    BATCH_SIZES,
-    BULK,
-    CALLS_IN_FLIGHT,
-    NUM_SINGLE,
-    SCENARIOS,
-    SINGLE,
-    TEXTS_A_CALL,
-)
+from bench.embedding_runners import CALLS_IN_FLIGHT, TEXTS_A_CALL, TextSets, vectors_file
 from bench.machine import describe_machine
-from bench.report import Benchmark
-from bench.texts import sentences_and_reviews
+from bench.models import MINILM, PRECISIONS
+from bench.padding import padding_efficiency
+from bench.report import Benchmark, Ratio
+from bench.roofline import Roofline, encoder_gflop, measure_roofline
+from bench.table import Table
+from bench.texts import sentences, sentences_and_reviews, texts_of_length
 
-MODEL = "all-minilm-l6-v2"
-SERVED, SENTENCE_TRANSFORMERS = "aimass, served over gRPC", "sentence-transformers"
-RUNNERS = "bench.embedding_runners"
+SENTENCE_TRANSFORMERS, FASTEMBED = "sentence-transformers fp32", "fastembed fp32"
+CONTENDERS = ("served", "offline", "ctranslate2", "sentence-transformers", "fastembed")
+MIX, QUERIES = "mix", "queries"
+LENGTHS = {"16": 192, "64": 96, "256": 24}
+"""Tokens a text, and how many such texts a run embeds."""
+NUM_QUERIES, NUM_DOCUMENTS, NUM_NEAREST = 200, 600, 10
+MAX_TOKENS = 256
+_SHAPE = {"num_layers": 6, "hidden": 384, "intermediate": 1536}
+_COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
+NOT_RUN = (
+    "Not run: infinity (infinity-emb 0.0.78 needs numpy below 2 and sentence-transformers below 4, which "
+    "cannot be installed beside the others)"
+)
+
+
+def served(precision: str) -> str:
+    """Return the name of our service at a precision."""
+    return f"aimass {precision}, served"
+
+
+def offline(precision: str) -> str:
+    """Return the name of the plain loop over the graph we serve."""
+    return f"offline ONNX Runtime loop {precision}"
+
+
+def ctranslate2(precision: str) -> str:
+    """Return the name of CTranslate2 at a precision."""
+    return f"CTranslate2 {precision}"
+
+
+RATIOS = (
+    *(Ratio(served(precision), offline(precision), "0.9") for precision in PRECISIONS),
+    Ratio(served("fp32"), SENTENCE_TRANSFORMERS, "1.4 on the mix"),
+    Ratio(served("fp32"), ctranslate2("fp32"), ""),
+    Ratio(served("int8"), ctranslate2("int8"), "1.0, better 1.2, at equal accuracy"),
+    Ratio(served("fp32"), FASTEMBED, "above 1"),
+    Ratio(served("int8"), served("fp32"), ""),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSettings:
     """How long and how wide."""
 
-    store: Path
+    contenders: tuple[str, ...]
+    scenarios: tuple[str, ...]
     num_rounds: int
+    max_s: float
     num_texts: int
     threads: tuple[int, ...]
-    """The peer runs at each of these, and at each batch size; the table shows its best."""
+    batch_sizes: tuple[int, ...]
+    """Peers run at each number of threads and batch size in the first round, and at their best later."""
 
 
-def run(settings: EmbeddingSettings, *, command: str) -> Benchmark:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this part."""
+    parser.add_argument("--contenders", type=_words, default=CONTENDERS, help=",".join(CONTENDERS))
+    parser.add_argument("--scenarios", type=_words, default=(*LENGTHS, MIX), help="16,64,256,mix")
+    parser.add_argument("--rounds", type=int, default=5, help="most repetitions of each contender")
+    parser.add_argument("--seconds", type=float, default=240, help="no further round begins after this")
+    parser.add_argument("--texts", type=int, default=128, help="texts of the mix")
+    cores = tuple(str(count) for count in sorted({1, usable_cores()}))
+    parser.add_argument("--threads", type=_words, default=cores, help="settings every peer is tried at")
+    parser.add_argument("--batch-sizes", type=_words, default=("8", "32"), help="the same of batches")
+
+
+def run(options: argparse.Namespace, *, command: str) -> Benchmark:
     """Hold the contest and return its record."""
-    machine = describe_machine()
-    texts = sentences_and_reviews(settings.num_texts)
-    with tempfile.TemporaryDirectory(prefix="aimass-bench-") as scratch:
-        contenders = entries(settings, texts, Path(scratch))
-        repetitions = hold(contenders, SCENARIOS, num_rounds=settings.num_rounds)
-        remark = _agreement(contenders)
-    words = [len(text.split()) for text in texts]
-    benchmark = Benchmark(
-        name="embedding",
-        title="Sentence embeddings: all-MiniLM-L6-v2, float32",
-        unit="texts/s",
-        command=command,
-        machine=machine,
-        settings={
-            "rounds": settings.num_rounds,
-            "texts": len(texts),
-            "words a text": f"mean {np.mean(words):.0f}, median {np.median(words):.0f}, most {max(words)}",
-            "threads tried for the peer": ", ".join(map(str, settings.threads)),
-            "batch sizes tried for the peer": ", ".join(map(str, BATCH_SIZES)),
-        },
-        scenarios={
-            BULK: f"{len(texts)} texts at once ({TEXTS_A_CALL} a call, {CALLS_IN_FLIGHT} calls in flight)",
-            SINGLE: f"{NUM_SINGLE} texts one by one",
-        },
-        ours=SERVED,
-        repetitions=repetitions,
+    settings = EmbeddingSettings(
+        options.contenders,
+        options.scenarios,
+        options.rounds,
+        options.seconds,
+        options.texts,
+        tuple(map(int, options.threads)),
+        tuple(map(int, options.batch_sizes)),
     )
-    return replace(benchmark, remarks=[remark])
+    return contest(settings, command=command)
 
 
-def entries(settings: EmbeddingSettings, texts: Sequence[str], scratch: Path) -> list[Entry]:
-    """Return every contender: ours as it comes, the peer at each number of threads and batch size."""
-    ours = {
-        "store": str(settings.store),
-        "model": MODEL,
-        "texts": texts,
-        "vectors_file": str(scratch / "ours.npy"),
+def contest(settings: EmbeddingSettings, *, command: str) -> Benchmark:
+    """Hold the contest, then compare the vectors of queries and documents, and return the record."""
+    machine, sets = describe_machine(), text_sets(settings)
+    roofline = measure_roofline(max(settings.threads))
+    with tempfile.TemporaryDirectory(prefix="aimass-bench-") as folder:
+        contenders = entries(settings, sets, folder)
+        repetitions = hold(
+            contenders, settings.scenarios, num_rounds=settings.num_rounds, max_s=settings.max_s
+        )
+        benchmark = Benchmark(
+            name="embedding",
+            title=f"Sentence embeddings: {MINILM.title}",
+            unit="texts/s",
+            command=command,
+            machine=machine,
+            settings=_stated(settings, sets),
+            scenarios={name: _heading(name, len(sets[name])) for name in settings.scenarios},
+            ours="",
+            repetitions=repetitions,
+            ratios=RATIOS,
+        )
+        accuracy = _accuracy_table(benchmark, folder)
+    tables = [accuracy, _roofline_table(benchmark, sets, roofline)]
+    remarks = [_padding_remark(sets), roofline.sentence(), NOT_RUN]
+    return replace(benchmark, tables=tables, remarks=[remark for remark in remarks if remark])
+
+
+def _heading(scenario: str, count: int) -> str:
+    return f"{count} texts, a mix" if scenario == MIX else f"{count} texts of {scenario} tokens"
+
+
+def _stated(settings: EmbeddingSettings, sets: dict[str, list[str]]) -> dict[str, object]:
+    lengths = token_lengths(sets[MIX])
+    return {
+        "most rounds": settings.num_rounds,
+        "seconds": f"{settings.max_s:.0f}",
+        "tokens a text of the mix": f"mean {np.mean(lengths):.0f}, median {np.median(lengths):.0f}, "
+        f"most {max(lengths)}",
+        "served": f"calls of {TEXTS_A_CALL} texts, {CALLS_IN_FLIGHT} in flight",
+        "threads tried for the others": ", ".join(map(str, settings.threads)),
+        "batch sizes tried for the others": ", ".join(map(str, settings.batch_sizes)),
     }
-    chosen = [Entry(SERVED, "its own threads", f"{RUNNERS}:Served", ours, max(settings.threads))]
-    folder = str(peers.sentence_transformers_folder(MODEL))
-    for count in settings.threads:
-        for batch_size in BATCH_SIZES:
-            config = {
-                "folder": folder,
-                "texts": texts,
-                "vectors_file": str(scratch / f"peer-{count}-{batch_size}.npy"),
-                "batch_size": batch_size,
-                "num_threads": count,
-            }
-            variant = f"{count} thread{'s' if count > 1 else ''}, batches of {batch_size}"
-            factory = f"{RUNNERS}:SentenceTransformers"
-            chosen.append(Entry(SENTENCE_TRANSFORMERS, variant, factory, config, count))
-    return chosen
 
 
-def _agreement(contenders: Sequence[Entry]) -> str:
-    ours, theirs, *_ = (np.load(entry.config["vectors_file"]) for entry in contenders)  # [texts, dimensions]
-    cosines = np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    return f"Cosine of the served vectors with sentence-transformers': at least {cosines.min():.6f}"
+@cache
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
+
+
+def _folder() -> Path:
+    return peers.sentence_transformers_folder(MINILM.find())
+
+
+def token_lengths(texts: Sequence[str]) -> list[int]:
+    """Return the tokens of each text, special ones included, as the model takes them."""
+    return [len(encoding.ids) for encoding in _tokenizer().encode_batch(list(texts))]
+
+
+def text_sets(settings: EmbeddingSettings) -> dict[str, list[str]]:
+    """Return the texts of every scenario, and those whose vectors are compared."""
+    whole = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
+    whole.no_padding()
+    whole.no_truncation()
+    return {
+        **{name: texts_of_length(whole, int(name), count) for name, count in LENGTHS.items()},
+        MIX: sentences_and_reviews(settings.num_texts),
+        QUERIES: sentences(NUM_QUERIES + NUM_DOCUMENTS),
+    }
+
+
+def entries(settings: EmbeddingSettings, sets: dict[str, list[str]], folder: str) -> list[Entry]:
+    """Return every contender that was asked for."""
+    source = MINILM.find()
+
+    def texts(candidate: str) -> dict[str, object]:
+        return asdict(TextSets(sets, folder, candidate))
+
+    most = max(settings.threads)
+    offline_runner, ct2_runner = "embedding_runners:OfflineLoop", "embedding_peers:CTranslate2"
+
+    def of_served(precision: str) -> list[Entry]:
+        config = {
+            "store": str(MINILM.store(precision)),
+            "model": MINILM.served_name(precision),
+            "texts": texts(served(precision)),
+        }
+        warm_up, runner = (QUERIES, *settings.scenarios), "bench.embedding_runners:Served"
+        return [Entry(served(precision), "its own threads", runner, config, most, warm_up=warm_up)]
+
+    def of_offline(precision: str) -> list[Entry]:
+        folders = MINILM.store(precision).glob(f"{MINILM.served_name(precision)}/*")
+        bundle = max(folders, key=lambda path: int(path.name))
+        config = {"bundle": str(bundle), "texts": texts(offline(precision))}
+        return _variants(settings, offline(precision), offline_runner, config)
+
+    def of_ctranslate2(precision: str) -> list[Entry]:
+        config = {
+            "folder": str(peers.ctranslate2_encoder_folder(source)),
+            "tokenizer": str(_folder() / "tokenizer.json"),
+            "compute_type": _COMPUTE_TYPES[precision],
+            "texts": texts(ctranslate2(precision)),
+        }
+        return _variants(settings, ctranslate2(precision), ct2_runner, config)
+
+    def of_torch(_: str) -> list[Entry]:
+        config = {"folder": str(_folder()), "texts": texts(SENTENCE_TRANSFORMERS)}
+        runner = "embedding_peers:SentenceTransformers"
+        return _variants(settings, SENTENCE_TRANSFORMERS, runner, config)
+
+    def of_fastembed(_: str) -> list[Entry]:
+        config = {"folder": str(peers.onnx_encoder_folder(source)), "texts": texts(FASTEMBED)}
+        return _variants(settings, FASTEMBED, "embedding_peers:FastEmbed", config)
+
+    makers = {
+        "served": (of_served, PRECISIONS),
+        "offline": (of_offline, PRECISIONS),
+        "ctranslate2": (of_ctranslate2, PRECISIONS),
+        "sentence-transformers": (of_torch, ("fp32",)),
+        "fastembed": (of_fastembed, ("fp32",)),
+    }
+    return [
+        entry
+        for name in settings.contenders
+        for precision in makers[name][1]
+        for entry in makers[name][0](precision)
+    ]
+
+
+def _variants(
+    settings: EmbeddingSettings, candidate: str, runner: str, config: Mapping[str, object]
+) -> list[Entry]:
+    """Return a contender at each setting. The first one also embeds the queries, while it warms up."""
+    pairs = [(count, size) for count in reversed(settings.threads) for size in settings.batch_sizes]
+    return [
+        Entry(
+            candidate,
+            f"{count} thread{'s' if count > 1 else ''}, batches of {size}",
+            f"bench.{runner}",
+            config,
+            max(settings.threads),
+            setting={"num_threads": count, "batch_size": size},
+            warm_up=(QUERIES,) if (count, size) == pairs[0] else settings.scenarios[:1],
+        )
+        for count, size in pairs
+    ]
+
+
+def _accuracy_table(benchmark: Benchmark, folder: str) -> Table:
+    """Compare each candidate's vectors with PyTorch's, or with ours in fp32 without PyTorch."""
+    known = [name for name in (SENTENCE_TRANSFORMERS, served("fp32")) if name in benchmark.candidates]
+    rows: list[list[str | float]] = []
+    for name in benchmark.candidates if known else []:
+        got, expected = (np.load(vectors_file(folder, who, QUERIES)) for who in (name, known[0]))
+        cosines = np.sum(got * expected, axis=1)
+        overlap = top_overlap(got, expected, num_queries=NUM_QUERIES, count=NUM_NEAREST)
+        among = neighbour_overlap(got, expected, count=NUM_NEAREST)
+        rows.append([name, float(cosines.mean()), float(cosines.min()), overlap, among])
+    reference = known[0] if known else "nothing"
+    heading = (
+        f"Accuracy against {reference}: {NUM_QUERIES} sentences as queries, {NUM_DOCUMENTS} as documents "
+        "(aim for int8: cosine 0.996, overlap 0.93)"
+    )
+    columns = ["", "cosine, mean", "cosine, least", "top-10 of the queries", "top-10 among all"]
+    return Table(heading, columns, rows)
+
+
+def top_overlap(
+    got: NDArray[np.float32], expected: NDArray[np.float32], *, num_queries: int, count: int
+) -> float:
+    """Return the mean share of each query's nearest documents that two sets of vectors agree on.
+
+    The first rows [num_queries] are queries, the others documents.
+    """
+
+    def nearest(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        scores = vectors[:num_queries] @ vectors[num_queries:].T
+        return np.argpartition(-scores, count, axis=1)[:, :count]
+
+    pairs = zip(nearest(got).tolist(), nearest(expected).tolist(), strict=True)
+    return float(np.mean([len(set(mine) & set(theirs)) / count for mine, theirs in pairs]))
+
+
+def _roofline_table(benchmark: Benchmark, sets: dict[str, list[str]], roofline: Roofline) -> Table:
+    rows: list[list[str | float]] = []
+    for scenario, heading in benchmark.scenarios.items():
+        lengths = token_lengths(sets[scenario])
+        gflop_a_text = encoder_gflop(lengths, **_SHAPE) / len(lengths)
+        for name in benchmark.candidates:
+            gflop_s = gflop_a_text * benchmark.cell(name, scenario).rate
+            rows.append([f"{name}, {heading}", gflop_s, gflop_s / roofline.gemm_gflop_s])
+    heading = "Share of the float32 arithmetic roofline (operations without padding)"
+    return Table(heading, ["", "GFLOP/s", "share"], rows)
+
+
+def _padding_remark(sets: dict[str, list[str]]) -> str:
+    share = padding_efficiency(token_lengths(sets[MIX]), texts_a_call=TEXTS_A_CALL, calls=CALLS_IN_FLIGHT)
+    return (
+        f"Padding efficiency of the mix: {share:.1%} of the computed tokens are tokens of a text (the "
+        f"service's own batcher, replayed on calls of {TEXTS_A_CALL} texts, {CALLS_IN_FLIGHT} in flight)"
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

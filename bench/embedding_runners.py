@@ -1,14 +1,15 @@
-"""The contenders of the embedding benchmark: the same texts, the same weights, normalised float32 vectors.
+"""Our contenders of the embedding benchmark: the service over gRPC, and a plain loop on the same graph.
 
-Scenario `bulk` hands all texts over at once; `single` embeds the first of them one by one.
-Text in, vectors out: tokenisation is part of it for everybody.
+Text in, normalised float32 vectors out: tokenisation is part of it for everybody. A scenario is a set of
+texts that are handed over at once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +19,122 @@ from numpy.typing import NDArray
 from bench.measurement import Outcome
 from bench.service import ServiceProcess
 
-BULK, SINGLE = "bulk", "single"
-SCENARIOS = (BULK, SINGLE)
-NUM_SINGLE = 32
 TEXTS_A_CALL = 32
 CALLS_IN_FLIGHT = 4
-BATCH_SIZES = (16, 32)
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSets:
+    """The texts of every scenario, and where vectors are left for the parent to compare."""
+
+    sets: Mapping[str, Sequence[str]]
+    folder: str
+    candidate: str
+
+    def timed(self, scenario: str, encode: Callable[[Sequence[str]], Vectors]) -> Outcome:
+        """Run a scenario, keep its vectors [texts, dimensions], and return the outcome."""
+        texts = self.sets[scenario]
+        start = time.perf_counter()
+        vectors = encode(texts)
+        seconds = time.perf_counter() - start
+        np.save(vectors_file(self.folder, self.candidate, scenario), vectors)
+        return Outcome(len(vectors), seconds)
+
+
+def vectors_file(folder: str, candidate: str, scenario: str) -> Path:
+    """Return where a candidate's vectors of a scenario are."""
+    return Path(folder) / f"{candidate}-{scenario}.npy".replace(" ", "_")
 
 
 class Served:
-    """Our service in its own process. `bulk` is calls of 32 texts, 4 in flight: a client's batch job."""
+    """Our service in its own process. Calls of 32 texts, 4 in flight: a client's batch job."""
 
-    def __init__(self, *, store: str, model: str, texts: Sequence[str], vectors_file: str) -> None:
+    def __init__(self, *, store: str, model: str, texts: Mapping[str, Any]) -> None:
         from aimass import EmbeddingClient
 
-        self._model, self._texts, self._vectors_file = model, list(texts), Path(vectors_file)
+        self._model, self._texts = model, TextSets(**texts)
         self._service = ServiceProcess("encoder", store=store, model=model)
         self._client = EmbeddingClient(self._service.address)
+        self._pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
 
     def run(self, scenario: str) -> Outcome:
-        is_bulk = scenario == BULK
-        texts, a_call = (self._texts, TEXTS_A_CALL) if is_bulk else (self._texts[:NUM_SINGLE], 1)
-        calls = [texts[i : i + a_call] for i in range(0, len(texts), a_call)]
-        with ThreadPoolExecutor(CALLS_IN_FLIGHT if is_bulk else 1) as pool:
-            start = time.perf_counter()
-            vectors = np.concatenate(list(pool.map(self._embed, calls)))  # [texts, dimensions]
-            seconds = time.perf_counter() - start
-        return _kept(vectors, scenario, self._vectors_file, seconds)
+        return self._texts.timed(scenario, self._encode)
 
-    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str]) -> Vectors:
+        calls = [texts[i : i + TEXTS_A_CALL] for i in range(0, len(texts), TEXTS_A_CALL)]
+        return np.concatenate(list(self._pool.map(self._embed, calls)))
+
+    def _embed(self, texts: Sequence[str]) -> Vectors:
         return self._client.embed(texts, model=self._model).require_all()
 
     def close(self) -> None:
+        self._pool.shutdown()
         self._client.close()
         self._service.close()
 
 
-class SentenceTransformers:
-    """`SentenceTransformer.encode` on PyTorch, which sorts by length and batches by itself."""
+class OfflineLoop:
+    """The graph that is served, in a plain ONNX Runtime loop over batches of texts sorted by length."""
 
-    def __init__(
-        self, *, folder: str, texts: Sequence[str], vectors_file: str, batch_size: int, num_threads: int
-    ) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
+    def __init__(self, *, bundle: str, texts: Mapping[str, Any]) -> None:
+        from tokenizers import Tokenizer
 
-        torch.set_num_threads(num_threads)
-        self._texts, self._batch_size, self._vectors_file = list(texts), batch_size, Path(vectors_file)
-        self._model: Any = SentenceTransformer(folder, device="cpu", local_files_only=True)
+        self._texts, self._graph = TextSets(**texts), str(Path(bundle) / "encoder.onnx")
+        self._tokenizer = Tokenizer.from_file(str(Path(bundle) / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(256)
+        self._sessions: dict[int, Any] = {}
 
-    def run(self, scenario: str) -> Outcome:
-        start = time.perf_counter()
-        if scenario == BULK:
-            vectors = self._encode(self._texts)
-        else:
-            vectors = np.concatenate([self._encode([text]) for text in self._texts[:NUM_SINGLE]])
-        return _kept(vectors, scenario, self._vectors_file, time.perf_counter() - start)
+    def run(self, scenario: str, *, num_threads: int, batch_size: int) -> Outcome:
+        session = self._session(num_threads)
 
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = self._model.encode(
-            texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
-        return vectors
+        def encode(texts: Sequence[str]) -> Vectors:
+            ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+            return by_length(ids, batch_size, lambda batch: _run(session, batch))
+
+        return self._texts.timed(scenario, encode)
+
+    def _session(self, num_threads: int) -> Any:
+        import onnxruntime as ort
+
+        if num_threads not in self._sessions:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = num_threads
+            self._sessions[num_threads] = ort.InferenceSession(
+                self._graph, options, providers=["CPUExecutionProvider"]
+            )
+        return self._sessions[num_threads]
 
     def close(self) -> None:
         pass
 
 
-def _kept(vectors: NDArray[np.float32], scenario: str, file: Path, seconds: float) -> Outcome:
-    """Return the outcome, and leave the vectors of `bulk` where the parent compares them."""
-    if scenario == BULK:
-        np.save(file, vectors)
-    return Outcome(len(vectors), seconds)
+def by_length(
+    ids: Sequence[Sequence[int]], batch_size: int, run: Callable[[Sequence[Sequence[int]]], Vectors]
+) -> Vectors:
+    """Run batches of texts alike in length; return the vectors [texts, dimensions] in the given order."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    sorted_vectors = np.concatenate([run([ids[index] for index in batch]) for batch in batches])
+    vectors = np.empty_like(sorted_vectors)
+    vectors[order] = sorted_vectors
+    return vectors
+
+
+def _run(session: Any, batch: Sequence[Sequence[int]]) -> Vectors:
+    lengths = [len(row) for row in batch]
+    ids = np.zeros((len(batch), max(lengths)), np.int64)
+    for row, tokens in zip(ids, batch, strict=True):
+        row[: len(tokens)] = tokens
+    mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return mean_pooled(session.run(["last_hidden_state"], wanted)[0], lengths)
+
+
+def mean_pooled(hidden: Vectors, lengths: Sequence[int]) -> Vectors:
+    """Return the mean over the tokens of each text [batch, dimensions], of length 1."""
+    mask = np.arange(hidden.shape[1]) < np.array(lengths)[:, None]
+    sums = np.einsum("bsh,bs->bh", hidden, mask.astype(np.float32))
+    return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), np.float32)

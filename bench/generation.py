@@ -1,133 +1,271 @@
-"""The generation benchmark: SmolLM2-135M-Instruct, float32, greedy, a fixed number of new tokens."""
+"""The generation benchmark: one language model, greedy, ragged prompts, a fixed number of new tokens.
+
+Ours at two precisions, served and in process, beside the peers at the precisions they have.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 
+from aimass_serving.cpu import usable_cores
 from tokenizers import Tokenizer
 
 from bench import peers
+from bench.busy import BusyCore
 from bench.contest import Entry, hold
-from bench.generation_runners import read_tokens
 from bench.machine import describe_machine
 from bench.measurement import share_of_equal_answers
-from bench.report import Benchmark
-from bench.texts import prompts
+from bench.models import LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
+from bench.report import Benchmark, Ratio
+from bench.roofline import Roofline, measure_roofline, weight_bytes
+from bench.table import Table
+from bench.texts import long_prompt_ids, prompt_ids
+from bench.workload import PREFILL, Workload
 
-MODEL = "smollm2-135m-instruct"
-SERVED, IN_PROCESS = "aimass, served over gRPC", "aimass engine, in process"
-TRANSFORMERS, OPTIMUM, CTRANSLATE2 = "transformers generate", "optimum ORTModelForCausalLM", "CTranslate2"
-RUNNERS = "bench.generation_runners"
+TRANSFORMERS, OPTIMUM = "transformers eager fp32", "optimum ONNX Runtime fp32"
+CONTENDERS = ("served", "in-process", "ctranslate2", "transformers", "optimum")
+LONG_PROMPT_TOKENS = 512
+SLOW_PEER_ROUNDS = 2
+_COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
+NOT_RUN = (
+    "Not run: llama.cpp (`pip install llama-cpp-python` finds no wheel), onnxruntime-genai (its 0.18 wheel "
+    "installs, but its model builder needs transformers 5, and optimum-onnx needs 4)"
+)
+
+
+def served(precision: str) -> str:
+    """Return the name of our service at a precision."""
+    return f"aimass {precision}, served"
+
+
+def in_process(precision: str) -> str:
+    """Return the name of our engine at a precision."""
+    return f"aimass {precision}, in process"
+
+
+def ctranslate2(precision: str) -> str:
+    """Return the name of CTranslate2 at a precision."""
+    return f"CTranslate2 {precision}"
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
     """How long and how wide."""
 
-    store: Path
+    model: BenchModel
+    scenarios: tuple[str, ...]
+    contenders: tuple[str, ...]
+    precisions: tuple[str, ...]
     num_rounds: int
+    max_s: float
     new_tokens: int
-    streams: tuple[int, ...]
     threads: tuple[int, ...]
-    """Every peer runs at each of these; the table shows its best."""
+    """Every peer runs at each of these in the first round, and at its best in the others."""
+    is_busy: bool
+    """Whether another process keeps a core busy meanwhile."""
 
 
-def run(settings: GenerationSettings, *, command: str) -> Benchmark:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this part."""
+    parser.add_argument("--model", choices=LANGUAGE_MODELS, default=SMOLLM2.name)
+    parser.add_argument("--scenarios", type=_words, default=("1", "4", "16", PREFILL), help="1,4,16,prefill")
+    parser.add_argument("--contenders", type=_words, default=CONTENDERS, help=",".join(CONTENDERS))
+    parser.add_argument("--precisions", type=_words, default=PRECISIONS, help=",".join(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=5, help="most repetitions of each contender")
+    parser.add_argument("--seconds", type=float, default=270, help="no further round begins after this")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens each stream produces")
+    cores = tuple(str(count) for count in sorted({1, usable_cores()}))
+    parser.add_argument("--threads", type=_words, default=cores, help="settings every peer is tried at")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
+
+
+def run(options: argparse.Namespace, *, command: str) -> Benchmark:
     """Hold the contest and return its record."""
-    machine = describe_machine()
-    scenarios = [str(count) for count in settings.streams]
-    repetitions = hold(entries(settings), scenarios, num_rounds=settings.num_rounds)
+    settings = GenerationSettings(
+        LANGUAGE_MODELS[options.model],
+        options.scenarios,
+        options.contenders,
+        options.precisions,
+        options.rounds,
+        options.seconds,
+        options.new_tokens,
+        tuple(map(int, options.threads)),
+        options.busy,
+    )
+    return contest(settings, command=command)
+
+
+def contest(settings: GenerationSettings, *, command: str) -> Benchmark:
+    """Hold the contest and return its record."""
+    work, machine = workload(settings), describe_machine()
+    contenders = entries(settings, work)
+    roofline = None if settings.is_busy else measure_roofline(max(settings.threads))
+    with BusyCore(2 * settings.max_s + 300) if settings.is_busy else nullcontext():
+        repetitions = hold(
+            contenders, settings.scenarios, num_rounds=settings.num_rounds, max_s=settings.max_s
+        )
     benchmark = Benchmark(
-        name="generation",
-        title="Text generation: SmolLM2-135M-Instruct, float32, greedy",
+        name=_file_name(settings),
+        title=f"Text generation: {settings.model.title}, greedy" + (", one core busy" * settings.is_busy),
         unit="tokens/s",
         command=command,
         machine=machine,
-        settings={
-            "rounds": settings.num_rounds,
-            "new tokens a stream": settings.new_tokens,
-            "prompt lengths": ", ".join(str(len(row)) for row in prompt_ids()),
-            "threads tried for the peers": ", ".join(map(str, settings.threads)),
-        },
-        scenarios={str(n): f"{n} stream{'s' if n > 1 else ''}" for n in settings.streams},
-        ours=SERVED,
+        settings=_stated(settings, work),
+        scenarios={name: work.heading(name) for name in settings.scenarios},
+        ours="",
         repetitions=repetitions,
+        ratios=ratios(settings.precisions),
     )
-    return _with_remarks(benchmark)
-
-
-def entries(settings: GenerationSettings) -> list[Entry]:
-    """Return every contender: ours as they come, each peer at each number of threads."""
-    texts, ids = prompts(), prompt_ids()
-    hf, onnx, ct2 = (
-        make(MODEL) for make in (peers.causal_lm_folder, peers.optimum_folder, peers.ctranslate2_folder)
+    tables = [_roofline_table(benchmark, settings, roofline)] if roofline else []
+    remarks = [*_equalities(benchmark), *_latencies(benchmark), NOT_RUN]
+    return replace(
+        benchmark,
+        tables=[table for table in tables if table.rows],
+        remarks=[*remarks, roofline.sentence()] if roofline else remarks,
     )
-    common = {"new_tokens": settings.new_tokens}
-    ours = {"store": str(settings.store), "model": MODEL, **common}
-    most = max(settings.threads)
-    chosen = [
-        Entry(SERVED, "its own threads", f"{RUNNERS}:Served", {**ours, "texts": texts}, most),
-        Entry(IN_PROCESS, "its own threads", f"{RUNNERS}:InProcess", {**ours, "prompts": ids}, most),
-    ]
-    for count in settings.threads:
-        variant = f"{count} thread{'s' if count > 1 else ''}"
-        peer = {**common, "num_threads": count}
-        chosen += [
-            Entry(
-                TRANSFORMERS,
-                variant,
-                f"{RUNNERS}:Transformers",
-                {**peer, "folder": str(hf), "prompts": ids},
-                count,
-            ),
-            Entry(
-                OPTIMUM, variant, f"{RUNNERS}:Optimum", {**peer, "folder": str(onnx), "prompts": ids}, count
-            ),
-            Entry(
-                CTRANSLATE2,
-                variant,
-                f"{RUNNERS}:CTranslate2",
-                {**peer, "folder": str(ct2), "tokens": read_tokens(hf, ids)},
-                count,
-            ),
-        ]
-    return chosen
 
 
-def prompt_ids() -> list[list[int]]:
-    """Return the prompts as token ids."""
-    tokenizer = Tokenizer.from_file(str(peers.causal_lm_folder(MODEL) / "tokenizer.json"))
-    return [tokenizer.encode(text).ids for text in prompts()]
+def _file_name(settings: GenerationSettings) -> str:
+    model = "" if settings.model is SMOLLM2 else f"-{settings.model.name.split('-')[0]}"
+    return f"generation{model}" + ("-busy" if settings.is_busy else "")
 
 
-def _with_remarks(benchmark: Benchmark) -> Benchmark:
-    from dataclasses import replace
-
-    widest = max(benchmark.scenarios, key=int)
-    reference = benchmark.cell(TRANSFORMERS, widest)
-    remarks = [
-        f"{name}: {share:.0%} of the {widest} texts equal transformers' token for token"
-        for name in benchmark.candidates
-        if not math.isnan(share := _share(benchmark, name, widest))
-        if name != reference.candidate
-    ]
-    return replace(benchmark, remarks=[*remarks, *_latency_remarks(benchmark)])
+def _stated(settings: GenerationSettings, work: Workload) -> dict[str, object]:
+    return {
+        "most rounds": settings.num_rounds,
+        "seconds": f"{settings.max_s:.0f}",
+        "new tokens a stream": settings.new_tokens,
+        "prompt lengths": ", ".join(str(len(row)) for row in work.prompts),
+        "threads tried for the peers": ", ".join(map(str, settings.threads)),
+        "one core kept busy by another process": "yes" if settings.is_busy else "no",
+    }
 
 
-def _share(benchmark: Benchmark, name: str, scenario: str) -> float:
-    mine, reference = benchmark.cell(name, scenario), benchmark.cell(TRANSFORMERS, scenario)
-    return share_of_equal_answers(benchmark.repetitions, mine, reference, scenario)
+def workload(settings: GenerationSettings) -> Workload:
+    """Return the prompts, cut from reviews by the model's own tokeniser."""
+    folder = peers.causal_lm_folder(settings.model.find())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return Workload(
+        prompt_ids(tokenizer), long_prompt_ids(tokenizer, LONG_PROMPT_TOKENS), settings.new_tokens
+    )
 
 
-def _latency_remarks(benchmark: Benchmark) -> Sequence[str]:
-    sentences = []
-    for scenario, heading in benchmark.scenarios.items():
-        details = benchmark.cell(SERVED, scenario).details
-        figures = ", ".join(
-            f"{name.removesuffix('_ms').replace('_', ' ')} {ms:.0f} ms" for name, ms in details.items()
+def entries(settings: GenerationSettings, work: Workload) -> list[Entry]:
+    """Return every contender that was asked for: ours as they come, each peer at each number of threads."""
+    wanted = {
+        "served": lambda: [_ours(settings, work, p, "Served") for p in settings.precisions],
+        "in-process": lambda: [_ours(settings, work, p, "InProcess") for p in settings.precisions],
+        "ctranslate2": lambda: [e for p in settings.precisions for e in _ctranslate2(settings, work, p)],
+        "transformers": lambda: _peer(settings, work, TRANSFORMERS, "Transformers"),
+        "optimum": lambda: _peer(settings, work, OPTIMUM, "Optimum"),
+    }
+    return [entry for name in settings.contenders for entry in wanted[name]()]
+
+
+def _ours(settings: GenerationSettings, work: Workload, precision: str, runner: str) -> Entry:
+    config = {
+        "store": str(settings.model.store(precision)),
+        "model": settings.model.served_name(precision),
+        "workload": asdict(work),
+    }
+    name = served(precision) if runner == "Served" else in_process(precision)
+    return Entry(name, "its own threads", f"bench.generation_runners:{runner}", config, max(settings.threads))
+
+
+def _ctranslate2(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    folder = str(peers.ctranslate2_folder(settings.model.find()))
+    config = {"folder": folder, "compute_type": _COMPUTE_TYPES[precision], "workload": asdict(work)}
+    return _at_each_setting(settings, ctranslate2(precision), "CTranslate2", config, max_rounds=None)
+
+
+def _peer(settings: GenerationSettings, work: Workload, name: str, runner: str) -> list[Entry]:
+    find = peers.causal_lm_folder if runner == "Transformers" else peers.optimum_folder
+    config = {"folder": str(find(settings.model.find())), "workload": asdict(work)}
+    return _at_each_setting(settings, name, runner, config, max_rounds=SLOW_PEER_ROUNDS)
+
+
+def _at_each_setting(
+    settings: GenerationSettings,
+    name: str,
+    runner: str,
+    config: Mapping[str, object],
+    *,
+    max_rounds: int | None,
+) -> list[Entry]:
+    return [
+        Entry(
+            name,
+            f"{count} thread{'s' if count > 1 else ''}",
+            f"bench.generation_peers:{runner}",
+            config,
+            max(settings.threads),
+            setting={"num_threads": count},
+            warm_up=settings.scenarios[:1],
+            max_rounds=max_rounds,
         )
-        sentences.append(f"{SERVED}, {heading}, at the client: {figures}")
-    return sentences
+        for count in settings.threads
+    ]
+
+
+def ratios(precisions: Sequence[str]) -> list[Ratio]:
+    """Return what to compare, with what issue and design hope for."""
+    fp32 = served("fp32")
+    against_int8 = "quiet: 3, 3, 2.3 (GPT-2 2.1); busy 1.8; prompt above 1"
+    return [
+        *([Ratio(served("int8"), fp32, "1.9, 1.4, 1.1")] if "int8" in precisions else []),
+        Ratio(fp32, ctranslate2("fp32"), "2 (busy 1.8)"),
+        Ratio(served("int8"), ctranslate2("int8"), against_int8),
+        Ratio(in_process("int8"), ctranslate2("int8"), against_int8),
+        Ratio(fp32, TRANSFORMERS, "2.5 at 1, 3.3 at 16"),
+        Ratio(fp32, OPTIMUM, "above 1"),
+        *(Ratio(served(precision), in_process(precision), "0.95") for precision in precisions),
+    ]
+
+
+def _equalities(benchmark: Benchmark) -> Iterable[str]:
+    """Say how many texts of the widest scenario are transformers' own, or fp32's of ours without it."""
+    widest = max((name for name in benchmark.scenarios if name != PREFILL), key=int, default=None)
+    known = [name for name in (TRANSFORMERS, served("fp32")) if name in benchmark.candidates]
+    if widest is None or not known:
+        return
+    for name in benchmark.candidates:
+        share = share_of_equal_answers(
+            benchmark.repetitions, benchmark.cell(name, widest), benchmark.cell(known[0], widest), widest
+        )
+        if name != known[0] and not math.isnan(share):
+            yield f"{name}: {share:.0%} of the {widest} texts equal those of {known[0]} token for token"
+
+
+def _latencies(benchmark: Benchmark) -> Iterable[str]:
+    for name in benchmark.candidates:
+        for scenario, heading in benchmark.scenarios.items():
+            details = benchmark.cell(name, scenario).details
+            if details and "served" in name and scenario != PREFILL:
+                figures = ", ".join(
+                    f"{key.removesuffix('_ms').replace('_', ' ')} {ms:.0f} ms" for key, ms in details.items()
+                )
+                yield f"{name}, {heading}, at the client: {figures}"
+
+
+def _roofline_table(benchmark: Benchmark, settings: GenerationSettings, roofline: Roofline) -> Table:
+    """Return how much of the memory bandwidth decoding one stream uses; prompts are left out of it."""
+    rows: list[list[str | float]] = []
+    for precision in settings.precisions:
+        name = in_process(precision)
+        if name not in benchmark.candidates or "1" not in benchmark.scenarios:
+            continue
+        model = settings.model
+        graph = next(model.store(precision).glob(f"{model.served_name(precision)}/*/decoder.onnx"))
+        tokens_per_s = 1e3 / benchmark.cell(name, "1").details["gap_mean_ms"]
+        read_mb = weight_bytes(graph) / 1e6
+        rows.append([name, read_mb, tokens_per_s, read_mb * tokens_per_s / 1e3 / roofline.read_gb_s])
+    columns = ["", "weights read a token (MB)", "tokens/s while decoding", "share of the memory bandwidth"]
+    return Table("Roofline of one stream (aim: fp32 0.85, int8 0.60)", columns, rows)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))

@@ -23,6 +23,7 @@ VERSIONS_OF = (
     "optimum-onnx",
     "ctranslate2",
     "sentence-transformers",
+    "fastembed",
 )
 
 

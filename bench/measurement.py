@@ -2,7 +2,8 @@
 
 Candidates take turns within a round, so that a machine that slows down slows all of them; a ratio pairs the
 two runs of the same round. A repetition during which other programs used much of the machine stays in the
-record but does not count, unless no quiet one is left.
+record but does not count, unless no quiet one is left. In the first round a candidate runs at each of its
+settings; from then on at the one that was best at the scenario.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MAX_FOREIGN_SHARE = 0.15
+HOPELESS_SHARE = 0.75
+"""A setting this much slower than its candidate's best is not tried at the scenarios that follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,11 @@ class Contender:
     candidate: str
     variant: str
     run: Callable[[str], Outcome]
-    """Runs a scenario once. Called once for each scenario before anything counts."""
+    """Runs a scenario once."""
+    warm_up: Sequence[str] | None = None
+    """Scenarios to run before anything counts; None is each of the contest's."""
+    max_rounds: int | None = None
+    """Rounds it takes part in, for the slow; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +81,65 @@ class Cell:
     details: dict[str, float]
 
 
+class SettingChoice:
+    """Which settings of each candidate still run. Owns what the first round showed.
+
+    Scenarios are expected from the lightest to the heaviest: a setting that is far behind at one of them is
+    not tried at the later ones of the first round.
+    """
+
+    def __init__(self) -> None:
+        self._first_rates: dict[tuple[str, str], dict[str, float]] = {}
+
+    def observe(self, contender: Contender, scenario: str, rate: float) -> None:
+        """Note a rate of the first round."""
+        self._first_rates.setdefault((contender.candidate, scenario), {})[contender.variant] = rate
+
+    def may_run(self, contender: Contender, scenario: str, round_index: int) -> bool:
+        """Return whether a contender is worth its time."""
+        if contender.max_rounds is not None and round_index >= contender.max_rounds:
+            return False
+        if round_index:
+            return self._best(contender.candidate, scenario) == contender.variant
+        earlier = (rates for (name, _), rates in self._first_rates.items() if name == contender.candidate)
+        return all(
+            rates[contender.variant] >= HOPELESS_SHARE * max(rates.values())
+            for rates in earlier
+            if contender.variant in rates
+        )
+
+    def _best(self, candidate: str, scenario: str) -> str:
+        rates = self._first_rates[candidate, scenario]
+        return max(rates, key=lambda variant: rates[variant])
+
+
 def interleave(
     contenders: Sequence[Contender],
     scenarios: Sequence[str],
     *,
     num_rounds: int,
     measure_foreign: Callable[[Callable[[], Outcome]], tuple[Outcome, float]],
+    may_go_on: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Repetition]:
     """Warm every contender up, then yield repetitions: round by round, scenario by scenario, in turn.
 
     The order of the contenders turns by one each round: nobody always runs after the same neighbour.
+    `may_go_on` is asked before each scenario of the rounds after the first; those it refuses are left out.
     """
     for contender in contenders:
-        for scenario in scenarios:
+        for scenario in scenarios if contender.warm_up is None else contender.warm_up:
             contender.run(scenario)
+    choice = SettingChoice()
     for round_index in range(num_rounds):
         shift = round_index % len(contenders)
         order = [*contenders[shift:], *contenders[:shift]]
         for scenario in scenarios:
-            for contender in order:
+            if round_index and not may_go_on(scenario):
+                continue
+            for contender in [c for c in order if choice.may_run(c, scenario, round_index)]:
                 outcome, foreign = measure_foreign(lambda c=contender, s=scenario: c.run(s))  # type: ignore[misc]  # binds now
+                if round_index == 0:
+                    choice.observe(contender, scenario, outcome.rate)
                 yield Repetition(
                     contender.candidate, contender.variant, scenario, round_index, foreign, outcome
                 )
@@ -105,12 +151,12 @@ def counted(repetitions: Sequence[Repetition]) -> list[Repetition]:
 
 
 def best_cell(repetitions: Sequence[Repetition], candidate: str, scenario: str) -> Cell:
-    """Return the median of the candidate's best variant in a scenario."""
+    """Return the median of the candidate's best variant in a scenario, of those that ran the most rounds."""
     mine = [r for r in repetitions if r.candidate == candidate and r.scenario == scenario]
     cells = [
         _cell([r for r in mine if r.variant == variant]) for variant in dict.fromkeys(r.variant for r in mine)
     ]
-    return max(cells, key=lambda cell: cell.rate)
+    return max(cells, key=lambda cell: (cell.num_repetitions, cell.rate))
 
 
 def _cell(repetitions: Sequence[Repetition]) -> Cell:
@@ -129,14 +175,15 @@ def _cell(repetitions: Sequence[Repetition]) -> Cell:
 def paired_ratio(repetitions: Sequence[Repetition], ours: Cell, peer: Cell, scenario: str) -> float:
     """Return the median over rounds of our rate over the peer's in the same round.
 
-    Rounds in which both were quiet count; all rounds when there is none.
+    Rounds in which both ran and were quiet count; all rounds of both when there is none.
     """
-    by_round = {(r.candidate, r.variant, r.round_index): r for r in repetitions if r.scenario == scenario}
-    rounds = {index for _, _, index in by_round}
-    pairs = [
-        (by_round[ours.candidate, ours.variant, i], by_round[peer.candidate, peer.variant, i])
-        for i in sorted(rounds)
-    ]
+
+    def rounds_of(cell: Cell) -> dict[int, Repetition]:
+        wanted = (cell.candidate, cell.variant, scenario)
+        return {r.round_index: r for r in repetitions if (r.candidate, r.variant, r.scenario) == wanted}
+
+    mine, theirs = rounds_of(ours), rounds_of(peer)
+    pairs = [(mine[i], theirs[i]) for i in sorted(mine.keys() & theirs.keys())]
     quiet = [(a, b) for a, b in pairs if a.is_quiet and b.is_quiet] or pairs
     return statistics.median(a.outcome.rate / b.outcome.rate for a, b in quiet)
 

@@ -10,11 +10,22 @@ from typing import Any
 
 from bench.machine import Machine
 from bench.measurement import MAX_FOREIGN_SHARE, Cell, Repetition, best_cell, paired_ratio
+from bench.table import Panel, Table, draw
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A comparison that the report draws for every scenario."""
+
+    ours: str
+    theirs: str
+    aim: str = ""
+    """What was hoped for, in words; empty where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Everything a report needs."""
+    """Everything a report of a contest needs."""
 
     name: str
     title: str
@@ -26,10 +37,13 @@ class Benchmark:
     scenarios: Mapping[str, str]
     """Scenario to its heading."""
     ours: str
-    """The candidate the others are compared with."""
+    """The candidate the others are compared with in the table; empty where `ratios` say what to compare."""
     repetitions: Sequence[Repetition]
     remarks: Sequence[str] = ()
     """Sentences under the table, such as how far the answers agree."""
+    ratios: Sequence[Ratio] = ()
+    tables: Sequence[Table] = ()
+    """Further tables."""
 
     @property
     def candidates(self) -> list[str]:
@@ -42,8 +56,32 @@ class Benchmark:
 
     def ratio(self, candidate: str, scenario: str) -> float:
         """Return our rate over the candidate's."""
-        mine, theirs = self.cell(self.ours, scenario), self.cell(candidate, scenario)
-        return paired_ratio(self.repetitions, mine, theirs, scenario)
+        return self._ratio(self.ours, candidate, scenario)
+
+    def ratio_table(self) -> Table:
+        """Return every ratio whose two sides took part, scenario by scenario."""
+        took_part = set(self.candidates)
+        rows: list[list[str | float]] = [
+            [
+                f"{ratio.ours} / {ratio.theirs}",
+                *(self._ratio(ratio.ours, ratio.theirs, scenario) for scenario in self.scenarios),
+                ratio.aim,
+            ]
+            for ratio in self.ratios
+            if {ratio.ours, ratio.theirs} <= took_part
+        ]
+        return Table(
+            "Ratios: medians of the ratios within each round", ["", *self.scenarios.values(), "aim"], rows
+        )
+
+    def all_tables(self) -> list[Table]:
+        """Return the ratios, if any, and the further tables."""
+        return [*([self.ratio_table()] if self.ratios else []), *self.tables]
+
+    def _ratio(self, ours: str, theirs: str, scenario: str) -> float:
+        return paired_ratio(
+            self.repetitions, self.cell(ours, scenario), self.cell(theirs, scenario), scenario
+        )
 
 
 def write_report(benchmark: Benchmark, folder: Path) -> None:
@@ -51,7 +89,7 @@ def write_report(benchmark: Benchmark, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{benchmark.name}.json").write_text(json.dumps(_record(benchmark), indent=1) + "\n")
     (folder / f"{benchmark.name}.md").write_text(markdown(benchmark))
-    draw(benchmark, folder / f"{benchmark.name}.png")
+    draw(benchmark.title, _panels(benchmark), folder / f"{benchmark.name}.png")
 
 
 def _record(benchmark: Benchmark) -> dict[str, Any]:
@@ -64,6 +102,8 @@ def _record(benchmark: Benchmark) -> dict[str, Any]:
             scenario: {name: asdict(benchmark.cell(name, scenario)) for name in benchmark.candidates}
             for scenario in benchmark.scenarios
         },
+        "tables": {table.heading: table.record() for table in benchmark.all_tables()},
+        "remarks": list(benchmark.remarks),
         "repetitions": [asdict(r) for r in benchmark.repetitions],
     }
 
@@ -71,25 +111,34 @@ def _record(benchmark: Benchmark) -> dict[str, Any]:
 def markdown(benchmark: Benchmark) -> str:
     """Return the table as Markdown, with what it was measured on and how to repeat it."""
     heads = list(benchmark.scenarios.values())
+    compared = f"how many times as fast {benchmark.ours} is (by rounds), " if benchmark.ours else ""
     lines = [
         f"# {benchmark.title}",
         "",
-        f"Median {benchmark.unit}. In brackets: how many times as fast {benchmark.ours} is (by rounds),",
-        f"the setting, and how many repetitions were quiet (others used under {MAX_FOREIGN_SHARE:.0%} of the",
-        "machine). Only quiet repetitions count, unless there is none.",
+        f"Median {benchmark.unit}. In brackets: {compared}the setting,",
+        f"and how many repetitions were quiet (others used under {MAX_FOREIGN_SHARE:.0%} of the machine).",
+        "Only quiet repetitions count, unless there is none.",
         "",
         "| | " + " | ".join(heads) + " |",
         "|---|" + "---|" * len(heads),
         *(_row(benchmark, name) for name in benchmark.candidates),
         "",
+        *(line for table in benchmark.all_tables() for line in table.markdown()),
         *(f"- {remark}" for remark in benchmark.remarks),
-        f"- Command: `{benchmark.command}`",
-        f"- Machine: {benchmark.machine.sentence()}",
-        "- Settings: " + ", ".join(f"{k} {v}" for k, v in benchmark.settings.items()),
-        "- Versions: " + ", ".join(f"{k} {v}" for k, v in benchmark.machine.versions.items()),
-        "",
+        *provenance(benchmark.command, benchmark.machine, benchmark.settings),
     ]
     return "\n".join(lines)
+
+
+def provenance(command: str, machine: Machine, settings: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say how, and on what, a report was measured."""
+    return [
+        f"- Command: `{command}`",
+        f"- Machine: {machine.sentence()}",
+        "- Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()),
+        "- Versions: " + ", ".join(f"{k} {v}" for k, v in machine.versions.items()),
+        "",
+    ]
 
 
 def _row(benchmark: Benchmark, name: str) -> str:
@@ -99,31 +148,17 @@ def _row(benchmark: Benchmark, name: str) -> str:
 
 def _cell_text(benchmark: Benchmark, name: str, scenario: str) -> str:
     cell = benchmark.cell(name, scenario)
-    ratio = "" if name == benchmark.ours else f"{benchmark.ratio(name, scenario):.2f}x, "
+    is_compared = benchmark.ours not in ("", name)
+    ratio = f"{benchmark.ratio(name, scenario):.2f}x, " if is_compared else ""
     return f"**{cell.rate:.1f}** ({ratio}{cell.variant}, quiet {cell.num_quiet}/{cell.num_repetitions})"
 
 
-def draw(benchmark: Benchmark, file: Path) -> None:
-    """Draw one group of bars a scenario, one bar a candidate."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(benchmark.scenarios), figsize=(4 * len(benchmark.scenarios), 3.6), squeeze=False
-    )
-    for axis, (scenario, heading) in zip(axes[0], benchmark.scenarios.items(), strict=True):
-        rates = [benchmark.cell(name, scenario).rate for name in benchmark.candidates]
-        colours = ["#c2410c" if name == benchmark.ours else "#94a3b8" for name in benchmark.candidates]
-        bars = axis.barh(benchmark.candidates, rates, color=colours)
-        axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.set(title=heading, xlabel=benchmark.unit, xlim=(0, 1.18 * max(rates)))
-        axis.invert_yaxis()
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis is not axes[0][0]:
-            axis.set_yticklabels([])
-    figure.suptitle(benchmark.title)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120, metadata={"Software": ""})
-    plt.close(figure)
+def _panels(benchmark: Benchmark) -> list[Panel]:
+    return [
+        Panel(
+            heading,
+            benchmark.unit,
+            {name: benchmark.cell(name, scenario).rate for name in benchmark.candidates},
+        )
+        for scenario, heading in benchmark.scenarios.items()
+    ]

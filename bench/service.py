@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 
 STOP_S = 30.0
 
 
 class ServiceProcess:
-    """`aimass serve <name>` on a free port, ready when constructed. Close it."""
+    """`aimass serve <name>` on a free port, ready when constructed. Close it.
 
-    def __init__(self, name: str, *, store: str, model: str) -> None:
+    `settings` are environment variables such as `AIMASS_GENERATION_MAX_KEPT_PREFIXES`.
+    """
+
+    def __init__(
+        self, name: str, *, store: str, model: str, settings: Mapping[str, str] | None = None
+    ) -> None:
         options = ["--store", store, "--model", model, "--port", "0", "--drain-delay", "0", "--json"]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"aimass_{name}", *options], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", f"aimass_{name}", *options],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, **(settings or {})},
         )
         stdout = self._process.stdout
         assert stdout is not None
         line = stdout.readline()
         if not line:
-            raise RuntimeError(f"the service ended with exit code {self._process.wait()} before it was ready")
+            code = self._process.wait()
+            self._log.seek(0)
+            raise RuntimeError(f"the service ended with exit code {code}:\n{self._log.read()[-2000:]}")
         self.address: str = json.loads(line)["address"]
 
     def close(self) -> None:
@@ -32,3 +47,10 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._log.close()
+
+    def __enter__(self) -> ServiceProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

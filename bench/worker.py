@@ -1,7 +1,7 @@
 """One contender in a process of its own: its threads, memory and caches are nobody else's.
 
-The parent side is `WorkerProcess`; `python -m bench.worker FACTORY CONFIG` is the child. They speak one JSON
-line each way for every run. Must not know what a contender does.
+The parent side is `WorkerProcess`; `python -m bench.worker FACTORY` is the child. The parent sends one JSON
+line with the config, then they speak one each way for every run. Must not know what a contender does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ SHOWN_LOG_CHARS = 2000
 
 
 class Runner(Protocol):
-    """What a factory makes in the child: loads when it is made, runs scenarios, lets go when closed."""
+    """What a factory makes in the child: loads when it is made, runs scenarios, lets go when closed.
+
+    A runner with settings that can change from run to run, such as threads, takes them as further keywords
+    of `run`.
+    """
 
     def run(self, scenario: str) -> Outcome:
         """Run a scenario once. Only the work itself is timed."""
@@ -40,27 +44,28 @@ class WorkerFailed(RuntimeError):
 
 
 class WorkerProcess:
-    """A contender in a child process. Ready when constructed; close it, or use it in a `with` block."""
+    """A contender in a child process, started when constructed. Close it, or use it in a `with` block."""
 
     def __init__(self, factory: str, config: Mapping[str, Any], *, num_threads: int) -> None:
         self._factory = factory
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", factory, json.dumps(config)],
+            [sys.executable, "-m", "bench.worker", factory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"},
         )
+        self._send(config)
+
+    def wait_until_ready(self) -> None:
+        """Return when the contender is loaded. Raises `WorkerFailed` when it cannot be. Call it once."""
         self._receive()
 
-    def run(self, scenario: str) -> Outcome:
+    def run(self, scenario: str, setting: Mapping[str, Any] | None = None) -> Outcome:
         """Run a scenario once in the child. Raises `WorkerFailed` when the child dies of it."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(json.dumps(scenario) + "\n")
-        stdin.flush()
+        self._send({"scenario": scenario, **(setting or {})})
         answer = self._receive()
         return Outcome(answer["units"], answer["seconds"], tuple(answer["answers"]), answer["details"])
 
@@ -74,6 +79,10 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        _send(self._process.stdin, message)
 
     def _receive(self) -> dict[str, Any]:
         stdout = self._process.stdout
@@ -93,16 +102,16 @@ class WorkerProcess:
         self.close()
 
 
-def main(factory: str, config: str) -> None:
+def main(factory: str) -> None:
     """Make the contender, say that it is ready, and run what the parent names until it closes the pipe."""
     answers = _private_stdout()
     module, _, name = factory.partition(":")
-    make: Callable[..., Runner] = getattr(importlib.import_module(module), name)
-    runner = make(**json.loads(config))
+    make: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    runner = make(**json.loads(sys.stdin.readline()))
     try:
         _send(answers, {})
         for line in sys.stdin:
-            outcome = asdict(runner.run(json.loads(line)))
+            outcome = asdict(runner.run(**json.loads(line)))
             _send(answers, outcome)
     finally:
         runner.close()
@@ -115,9 +124,9 @@ def _private_stdout() -> IO[str]:
     return answers
 
 
-def _send(answers: IO[str], message: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
+def _send(pipe: IO[str], message: Mapping[str, Any]) -> None:
+    pipe.write(json.dumps(message) + "\n")
+    pipe.flush()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Turns, medians and ratios of the benchmarks, without a clock or a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,54 @@ def test_disturbed_repetitions_count_when_there_is_no_other() -> None:
 def test_a_candidate_is_shown_at_its_best_variant() -> None:
     runs = [repetition("a", 10, variant="1 thread"), repetition("a", 15, variant="2 threads")]
     assert best_cell(runs, "a", "s").variant == "2 threads"
+
+
+def test_a_variant_that_ran_every_round_is_shown_before_a_lucky_one_that_ran_once() -> None:
+    steady = [repetition("a", rate, variant="2 threads", round_index=i) for i, rate in enumerate((15, 9, 9))]
+    assert best_cell([*steady, repetition("a", 12, variant="1 thread")], "a", "s").variant == "2 threads"
+
+
+def rounds_of_settings(rates: dict[str, dict[str, float]], **limits: Any) -> list[tuple[int, str, str]]:
+    """Run one candidate at settings of known rates; return `(round, scenario, setting)` of what counted."""
+
+    def contender(variant: str) -> Contender:
+        return Contender(
+            "a", variant, lambda scenario: Outcome(1000, 1000 / rates[variant][scenario]), warm_up=()
+        )
+
+    def measured(run: Callable[[], Outcome]) -> tuple[Outcome, float]:
+        return run(), 0.0
+
+    scenarios = list(next(iter(rates.values())))
+    found = interleave(
+        [contender(v) for v in rates], scenarios, num_rounds=2, measure_foreign=measured, **limits
+    )
+    return [(r.round_index, r.scenario, r.variant) for r in found]
+
+
+def test_after_the_first_round_only_the_best_setting_of_each_scenario_runs() -> None:
+    ran = rounds_of_settings({"1": {"x": 10, "y": 9}, "2": {"x": 8, "y": 11}})
+    assert [r for r in ran if r[0] == 0] == [(0, "x", "1"), (0, "x", "2"), (0, "y", "1"), (0, "y", "2")]
+    assert [r for r in ran if r[0] == 1] == [(1, "x", "1"), (1, "y", "2")]
+
+
+def test_a_setting_far_behind_is_not_tried_at_heavier_scenarios() -> None:
+    ran = rounds_of_settings({"1": {"x": 5, "y": 99}, "2": {"x": 10, "y": 10}})
+    assert (0, "y", "1") not in ran
+
+
+def test_a_scenario_without_time_for_another_round_is_left_out_and_the_others_go_on() -> None:
+    ran = rounds_of_settings({"1": {"x": 1, "y": 1}}, may_go_on=lambda scenario: scenario == "y")
+    assert ran == [(0, "x", "1"), (0, "y", "1"), (1, "y", "1")]
+
+
+def test_a_slow_candidate_takes_part_in_its_rounds_only_and_ratios_pair_those() -> None:
+    runs = [
+        *(repetition("ours", rate, round_index=i) for i, rate in enumerate((40, 90, 90))),
+        repetition("slow", 20),
+    ]
+    cells = best_cell(runs, "ours", "s"), best_cell(runs, "slow", "s")
+    assert paired_ratio(runs, *cells, "s") == pytest.approx(2)
 
 
 def test_a_ratio_pairs_the_runs_of_a_round() -> None:
