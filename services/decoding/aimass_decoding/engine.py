@@ -20,7 +20,7 @@ from typing import Any
 from aimass_serving.adaptive_session import ThreadUse, thread_use
 from aimass_serving.errors import AimassError, InputTooLong, InvalidField, ModelFailed
 from aimass_serving.session import Session
-from aimass_serving.telemetry import emit_phase
+from aimass_serving.telemetry import emit_phase, record_release
 from numpy.typing import NDArray
 
 from aimass_decoding.beam_engine import BeamEngine
@@ -88,6 +88,8 @@ class DecodingEngine:
             model=model,
             permit=permit,
         )
+        for counters in (self._stepper.counters, self._beams.counters):
+            counters.release_ms.watcher = partial(record_release, model=model)
 
     @property
     def max_context_tokens(self) -> int:

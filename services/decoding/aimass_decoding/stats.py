@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 from aimass_decoding.request import FinishReason
@@ -62,11 +62,15 @@ class Histogram:
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS_MS) + 1))
     max_ms: float = 0.0
+    watcher: Callable[[float], None] | None = None
+    """Is told each duration too."""
 
     def record(self, duration_ms: float) -> None:
         """Count one duration in milliseconds."""
         self.counts[bisect.bisect_left(_BOUNDS_MS, duration_ms)] += 1
         self.max_ms = max(self.max_ms, duration_ms)
+        if self.watcher is not None:
+            self.watcher(duration_ms)
 
     def plus(self, other: Histogram) -> Histogram:
         """Return the durations of both."""

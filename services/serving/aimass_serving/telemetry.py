@@ -30,6 +30,7 @@ GEN_AI_DURATION_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10
 )  # fmt: skip
+RELEASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 TIME_PER_OUTPUT_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class _Instruments:
     request_duration: Histogram
     time_to_first_token: Histogram
     time_per_output_token: Histogram
+    release_duration: Histogram
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ def use_meter_provider(provider: MeterProvider) -> None:
         histogram("gen_ai.server.request.duration", GEN_AI_DURATION_BUCKETS),
         histogram("gen_ai.server.time_to_first_token", TIME_TO_FIRST_TOKEN_BUCKETS),
         histogram("gen_ai.server.time_per_output_token", TIME_PER_OUTPUT_TOKEN_BUCKETS),
+        histogram("aimass.sequence.release.duration", RELEASE_BUCKETS),
     )
 
 
@@ -186,6 +189,12 @@ def record_call(method: str, *, status_code: str, duration_s: float, error_type:
     if error_type:
         attributes["error.type"] = error_type
     _telemetry.instruments.call_duration.record(duration_s, attributes)
+
+
+def record_release(duration_ms: float, *, model: str) -> None:
+    """Add to `aimass.sequence.release.duration` how long a sequence nobody wants any more kept its slot."""
+    if _telemetry.instruments is not None:
+        _telemetry.instruments.release_duration.record(duration_ms / 1e3, {"gen_ai.request.model": model})
 
 
 def record_gen_ai(measurement: GenAiMeasurement) -> None:

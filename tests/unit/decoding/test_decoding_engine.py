@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.outlet import Interest
 from aimass_decoding.request import FinishReason, SamplingParams, SequenceRequest
+from aimass_decoding.sequence import Sequence
 from aimass_decoding.testing import FakeDecoder, fake_engine, hashed_logits
 from aimass_serving.errors import (
     BadBundle,
@@ -354,3 +356,67 @@ async def test_what_is_shared_and_kept_is_in_the_statistics() -> None:
     assert stats.num_prompt_tokens == 7
     assert stats.num_kept_prefixes > 0
     assert stats.num_runs_by_threads == {}
+
+
+async def test_a_fault_while_a_request_is_queued_reaches_its_caller_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with fake_engine(hashed_logits()) as engine:
+        scheduler = engine._scheduler
+        whole = scheduler.submit
+
+        def faulty(sequence: Sequence, now_s: float) -> None:
+            if sequence.request.priority == 7:
+                raise RuntimeError("a fault of our own")
+            whole(sequence, now_s)
+            if sequence.request.priority == 8:
+                raise RuntimeError("after it was queued")
+
+        monkeypatch.setattr(scheduler, "submit", faulty)
+        running = asyncio.create_task(tokens_of(engine, request(max_new_tokens=40)))
+        for priority in (7, 8):
+            async with asyncio.timeout(10):
+                with pytest.raises(ModelFailed, match="queueing it raised RuntimeError"):
+                    await tokens_of(engine, request(priority=priority))
+        assert len(await running) == 40
+        assert engine.stats().num_slots_taken == engine.stats().num_waiting == 0
+
+
+async def test_a_cancelled_stream_is_gone_after_the_step_in_progress() -> None:
+    """Counted in steps, for milliseconds are not the same on every machine: of 60 cancels, each in the middle
+    of a step, every one (so also the 95th of a hundred) is gone when the next step begins.
+    """
+    turns = threading.Semaphore(0)
+    decoder = FakeDecoder(hashed_logits(), before_run=lambda _: _require(turns.acquire(timeout=10)))
+
+    async def turn() -> None:
+        """Let the step in progress end, and the next begin."""
+        num_runs = len(decoder.runs)
+        turns.release()
+        async with asyncio.timeout(10):
+            while len(decoder.runs) == num_runs:  # noqa: ASYNC110 - the engine's thread knows no events
+                await asyncio.sleep(0)
+
+    with fake_engine(decoder, EngineConfig(max_slots=2, max_len=1000), max_positions=1000) as engine:
+        beside = asyncio.create_task(tokens_of(engine, request(max_new_tokens=900)))
+        for number in range(60):
+            stream = engine.generate(request(max_new_tokens=60))
+            first = asyncio.create_task(anext(stream))
+            while not first.done():
+                await turn()
+            for _ in range(number % 3):
+                await turn()
+            assert decoder.runs[-1] == (2, 1)
+            await stream.aclose()
+            await turn()
+            assert decoder.runs[-1] == (1, 1)
+            assert engine.stats().num_slots_taken == 1
+        stats = engine.stats()
+        turns.release(1000)
+        assert len(await beside) == 900
+    assert stats.num_cancelled == stats.release_ms["count"] == 60
+
+
+def _require(condition: bool) -> None:
+    assert condition

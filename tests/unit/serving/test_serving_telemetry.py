@@ -56,6 +56,13 @@ def test_phase_is_a_child_of_the_given_span_with_its_own_times() -> None:
         assert (backwards.start_time, backwards.end_time) == (100, 100)
 
 
+def test_the_release_of_a_slot_is_measured_by_model() -> None:
+    with recorded_telemetry() as recording:
+        telemetry.record_release(3.0, model="m")
+        [point] = recording.points("aimass.sequence.release.duration")
+        assert (point.sum, point.attributes) == (0.003, {"gen_ai.request.model": "m"})
+
+
 def test_model_requests_fill_the_histograms_of_the_conventions() -> None:
     with recorded_telemetry() as recording:
         telemetry.record_gen_ai(
