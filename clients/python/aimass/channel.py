@@ -35,9 +35,11 @@ _IDEMPOTENT_METHODS = {
         "ClassifyTokens",
         "FillMask",
         "PredictNextSentence",
+        "ClassifyImage",
+        "ClassifyFeatures",
         "AnswerQuestion",
     ),
-    "aimass.embedding.v1.EmbeddingService": ("Embed", "EmbedSparse"),
+    "aimass.embedding.v1.EmbeddingService": ("Embed", "EmbedSparse", "EmbedTokens", "Similarity", "Rerank"),
     "aimass.model.v1.ModelService": ("ListModels", "GetModel"),
     "grpc.health.v1.Health": ("Check",),
 }

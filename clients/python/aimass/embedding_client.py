@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeAlias
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
-from aimass.embedding_options import EmbeddingOptions, Truncation
+from aimass.embedding_options import EmbeddingOptions, Truncation, truncation_pb
 from aimass.embeddings import EmbeddedText, Embeddings, embedded_text_of, embeddings_of
+from aimass.rankings import (
+    Ranking,
+    RerankOptions,
+    Similarities,
+    SimilarityOptions,
+    ranking_of,
+    similarities_of,
+)
 from aimass.response_stream import ResponseStream
 from aimass.sparse_embeddings import SparseEmbeddings, sparse_embeddings_of
+from aimass.token_embeddings import TokenEmbeddingOptions, TokenEmbeddings, token_embeddings_of
 from aimass.wire import refusing
+
+_Request: TypeAlias = (
+    pb.EmbedRequest
+    | pb.EmbedSparseRequest
+    | pb.EmbedTokensRequest
+    | pb.SimilarityRequest
+    | pb.RerankRequest
+    | pb.EmbedStreamConfig
+)
 
 
 class EmbeddingStream:
@@ -74,13 +92,8 @@ class EmbeddingClient(ServiceClient):
     ) -> Embeddings:
         """Return the vectors of the texts, float32 `[texts, dimensions]`, and why some may have none."""
         request = pb.EmbedRequest(options=(options or EmbeddingOptions()).message())
-        with refusing("model"):
-            request.model = model
-        with refusing("request_id"):
-            request.request_id = request_id
-        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-            with refusing(f"texts[{index}]"):
-                request.texts.append(text)
+        _set_model(request, model, request_id)
+        _add_texts(request.texts, texts, "texts")
         return embeddings_of(self._connection.call(self._stub.Embed, request, deadline_s=deadline_s))
 
     def embed_sparse(
@@ -95,20 +108,67 @@ class EmbeddingClient(ServiceClient):
     ) -> SparseEmbeddings:
         """Return the weights of each text's words (SPLADE): at most `top_k` of a text, the heaviest."""
         request = pb.EmbedSparseRequest()
-        request.options.truncation = pb.Truncation.Value(f"TRUNCATION_{truncation.name}")
-        with refusing("model"):
-            request.model = model
-        with refusing("request_id"):
-            request.request_id = request_id
+        request.options.truncation = truncation_pb(truncation)
+        _set_model(request, model, request_id)
         if top_k is not None:
             with refusing("options.top_k"):
                 request.options.top_k = top_k
-        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-            with refusing(f"texts[{index}]"):
-                request.texts.append(text)
+        _add_texts(request.texts, texts, "texts")
         return sparse_embeddings_of(
             self._connection.call(self._stub.EmbedSparse, request, deadline_s=deadline_s)
         )
+
+    def embed_tokens(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        options: TokenEmbeddingOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> TokenEmbeddings:
+        """Return a vector for every token of each text (late interaction), and where the tokens stand."""
+        request = pb.EmbedTokensRequest(options=(options or TokenEmbeddingOptions()).message())
+        _set_model(request, model, request_id)
+        _add_texts(request.texts, texts, "texts")
+        return token_embeddings_of(
+            self._connection.call(self._stub.EmbedTokens, request, deadline_s=deadline_s)
+        )
+
+    def similarity(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str] = (),
+        *,
+        model: str,
+        options: SimilarityOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Similarities:
+        """Return how near each query is to each document, or, without documents, to each other query."""
+        request = pb.SimilarityRequest(options=(options or SimilarityOptions()).message())
+        _set_model(request, model, request_id)
+        _add_texts(request.queries, queries, "queries")
+        _add_texts(request.documents, documents, "documents")
+        return similarities_of(self._connection.call(self._stub.Similarity, request, deadline_s=deadline_s))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str,
+        options: RerankOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Ranking:
+        """Return the documents by how well they answer the query, the best first."""
+        request = pb.RerankRequest(options=(options or RerankOptions()).message())
+        _set_model(request, model, request_id)
+        with refusing("query"):
+            request.query = query
+        _add_texts(request.documents, documents, "documents")
+        return ranking_of(self._connection.call(self._stub.Rerank, request, deadline_s=deadline_s))
 
     def embed_stream(
         self,
@@ -124,13 +184,23 @@ class EmbeddingClient(ServiceClient):
         `texts` is read by another thread, no faster than the server takes them.
         """
         config = pb.EmbedStreamConfig(options=(options or EmbeddingOptions()).message())
-        with refusing("model"):
-            config.model = model
-        with refusing("request_id"):
-            config.request_id = request_id
+        _set_model(config, model, request_id)
         requests = _stream_requests(config, texts)
         responses = self._connection.open_stream(self._stub.EmbedStream, requests, deadline_s=deadline_s)
         return EmbeddingStream(responses)
+
+
+def _set_model(request: _Request, model: str, request_id: str) -> None:
+    with refusing("model"):
+        request.model = model
+    with refusing("request_id"):
+        request.request_id = request_id
+
+
+def _add_texts(target: MutableSequence[str], texts: Sequence[str], field: str) -> None:
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+        with refusing(f"{field}[{index}]"):
+            target.append(text)
 
 
 def _stream_requests(config: pb.EmbedStreamConfig, texts: Iterable[str]) -> Iterator[pb.EmbedStreamRequest]:

@@ -47,6 +47,8 @@ class Embeddings:
     """Tokens the model saw of each text, special tokens included; 0 for a text that failed."""
     truncated_tokens: Sequence[int]
     """Tokens of each text that were cut off."""
+    chunks: Sequence[int]
+    """Pieces each text was read in; 0 for a text that failed."""
     model: str
     model_version: str
     usage: Usage
@@ -89,6 +91,7 @@ def embeddings_of(response_pb: pb.EmbedResponse) -> Embeddings:
         errors={i: item_error_of(r.error) for i, r in enumerate(results) if not r.HasField("embedding")},
         tokens=tuple(r.embedding.tokens for r in results),
         truncated_tokens=tuple(r.embedding.truncated_tokens for r in results),
+        chunks=tuple(r.embedding.chunks for r in results),
         model=response_pb.model,
         model_version=response_pb.model_version,
         usage=usage_of(response_pb.usage),

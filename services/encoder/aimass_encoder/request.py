@@ -49,6 +49,8 @@ class EmbedOptions:
     """Leading dimensions to keep; None keeps all. At least 1; the model sets the upper bound."""
     prompt_name: str = ""
     """Name of one of the model's prompts; empty for none."""
+    chunk_overlap: int | None = None
+    """Split long texts instead of cutting them; tokens that a piece shares with the one before. None cuts."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, naming the field as the wire names it."""
@@ -87,6 +89,8 @@ class EmbeddedText:
     """Tokens the model saw, special tokens included."""
     num_truncated_tokens: int
     """Tokens that were cut off."""
+    num_chunks: int = 1
+    """Pieces the text was read in."""
 
 
 @dataclass(frozen=True, slots=True)

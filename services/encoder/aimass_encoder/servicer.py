@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import grpc
-import numpy as np
 from aimass.classification.v1.classification_service_pb2_grpc import (
     add_ClassificationServiceServicer_to_server,
 )
@@ -33,12 +32,12 @@ from aimass_serving.request_context import RequestContext, request_context
 from aimass_encoder import classification_servicer
 from aimass_encoder.classification_servicer import ClassificationServicer
 from aimass_encoder.engine import EncoderEngine
-from aimass_encoder.messages import annotate_call, chosen, item_error_pb, timings_pb
+from aimass_encoder.messages import annotate_call, item_error_pb, timings_pb
+from aimass_encoder.ranking_rpcs import RankingRpcs
 from aimass_encoder.request import (
     EmbeddedText,
     EmbedOptions,
     EmbedRequest,
-    Truncation,
     VectorDtype,
 )
 from aimass_encoder.served import served_engine
@@ -46,26 +45,13 @@ from aimass_encoder.sparse import SparseRequest, SparseText
 from aimass_encoder.sparse_engine import SparseEngine
 from aimass_encoder.stream import in_order
 from aimass_encoder.task_engine import TaskEngine
-from aimass_encoder.vectors import PackedVector, pack
+from aimass_encoder.token_vector_rpcs import TokenVectorRpcs
+from aimass_encoder.vector_messages import dtype_of, embed_options, result_pbs, truncation_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
 
 ITEM_ERRORS = (InvalidFields, InputTooLong, ModelFailed, Overloaded)
 """What fails one text of a stream; anything else ends the stream."""
-
-_TRUNCATIONS: Mapping[int, Truncation] = {
-    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
-    pb.TRUNCATION_NONE: Truncation.NONE,
-    pb.TRUNCATION_END: Truncation.END,
-    pb.TRUNCATION_START: Truncation.START,
-}
-_DTYPES: Mapping[int, tuple[VectorDtype, pb.VectorDtype.ValueType]] = {
-    pb.VECTOR_DTYPE_UNSPECIFIED: (VectorDtype.FLOAT32, pb.VECTOR_DTYPE_FLOAT32),
-    pb.VECTOR_DTYPE_FLOAT32: (VectorDtype.FLOAT32, pb.VECTOR_DTYPE_FLOAT32),
-    pb.VECTOR_DTYPE_FLOAT16: (VectorDtype.FLOAT16, pb.VECTOR_DTYPE_FLOAT16),
-    pb.VECTOR_DTYPE_INT8: (VectorDtype.INT8, pb.VECTOR_DTYPE_INT8),
-    pb.VECTOR_DTYPE_BINARY: (VectorDtype.BINARY, pb.VECTOR_DTYPE_BINARY),
-}
 
 
 def register(server: grpc.aio.Server, registry: ModelRegistry[TaskEngine]) -> Sequence[str]:
@@ -75,7 +61,7 @@ def register(server: grpc.aio.Server, registry: ModelRegistry[TaskEngine]) -> Se
     return [SERVICE_NAME, classification_servicer.SERVICE_NAME]
 
 
-class EmbeddingServicer(EmbeddingServiceServicer):
+class EmbeddingServicer(RankingRpcs, TokenVectorRpcs, EmbeddingServiceServicer):
     """Answers with the vectors of the engines in the registry."""
 
     def __init__(self, registry: ModelRegistry[TaskEngine]) -> None:
@@ -84,7 +70,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Return one result for each text, in order. One bad text fails its own result, not the call."""
         call = request_context(context, request.request_id)
-        dtype, dtype_pb = chosen(_DTYPES, request.options.dtype, "options.dtype", pb.VectorDtype)
+        dtype, dtype_pb = dtype_of(request.options.dtype)
         served, engine = served_engine(self._registry, request.model, TASK_EMBEDDING, EncoderEngine)
         reply = await engine.embed(
             EmbedRequest(request.texts, embed_options(request.options), deadline_s=call.deadline_s)
@@ -135,7 +121,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     def _open(self, config: pb.EmbedStreamConfig, call: RequestContext) -> _EmbedStream:
         """Check the configuration of a stream; its fields are named from the stream's first message."""
         try:
-            dtype, dtype_pb = chosen(_DTYPES, config.options.dtype, "options.dtype", pb.VectorDtype)
+            dtype, dtype_pb = dtype_of(config.options.dtype)
             options = embed_options(config.options)
             _, engine = served_engine(self._registry, config.model, TASK_EMBEDDING, EncoderEngine)
             engine.check_options(options)
@@ -183,22 +169,12 @@ class _EmbedStream:
         )
 
 
-def embed_options(options: pb.EmbedOptions) -> EmbedOptions:
-    """Return the engine's options. Raises `InvalidField`."""
-    return EmbedOptions(
-        normalize=options.normalize if options.HasField("normalize") else None,
-        truncation=chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
-        dimensions=options.dimensions if options.HasField("dimensions") else None,
-        prompt_name=options.prompt_name,
-    )
-
-
 def sparse_request(request: pb.EmbedSparseRequest, *, deadline_s: float | None) -> SparseRequest:
     """Return the engine's request. Raises `InvalidField`."""
     options = request.options
     return SparseRequest(
         request.texts,
-        truncation=chosen(_TRUNCATIONS, options.truncation, "options.truncation", pb.Truncation),
+        truncation=truncation_of(options.truncation),
         top_k=options.top_k if options.HasField("top_k") else None,
         deadline_s=deadline_s,
     )
@@ -216,27 +192,6 @@ def sparse_result_pb(result: SparseText | AimassError) -> pb.EmbedSparseResult:
             tokens=result.num_tokens,
             truncated_tokens=result.num_truncated_tokens,
         )
-    )
-
-
-def result_pbs(results: Sequence[EmbeddedText | AimassError], dtype: VectorDtype) -> Sequence[pb.EmbedResult]:
-    """Return the results as they travel, vectors packed."""
-    texts = [result for result in results if isinstance(result, EmbeddedText)]
-    packed = iter(pack(np.stack([t.vector for t in texts]), dtype) if texts else [])
-    return [
-        pb.EmbedResult(embedding=_embedding_pb(result, next(packed)))
-        if isinstance(result, EmbeddedText)
-        else pb.EmbedResult(error=item_error_pb(result))
-        for result in results
-    ]
-
-
-def _embedding_pb(text: EmbeddedText, packed: PackedVector) -> pb.Embedding:
-    return pb.Embedding(
-        vector=packed.content,
-        scale=packed.scale,
-        tokens=text.num_tokens,
-        truncated_tokens=text.num_truncated_tokens,
     )
 
 

@@ -43,10 +43,14 @@ class TextCall:
     truncation: Truncation = Truncation.END
     deadline_s: float | None = None
     """On `time.monotonic`: past it, waiting texts are dropped and the call fails."""
-    prefix: str = ""
-    """Put before each text that is not a pair."""
+    prefixes: Sequence[str] = ()
+    """Put before the texts that are no pairs, one for each; none at all for none."""
+    max_total_tokens: int | None = None
+    """Most tokens of all texts together; None for no bound."""
     needs_spans: bool = False
     """Whether to report where tokens stand in the text."""
+    part_fields: tuple[str, str] = (".text", ".text_pair")
+    """What the wire's names of the two texts of a pair end in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ class TextEncoder:
         self.pipeline.check_admission(deadline_s=call.deadline_s)
         start_ns = time.time_ns()
         checked = [
-            self._check_text(text, call.field_of(i)) or _prefixed(text, call.prefix)
+            self._check_text(text, call.field_of(i), call.part_fields) or _prefixed(text, call, i)
             for i, text in enumerate(call.texts)
         ]
         try:
@@ -169,16 +173,19 @@ class TextEncoder:
             )
         finally:
             emit_phase("tokenize", start_ns, time.time_ns())
+        _check_total(tokenized, call)
         return [
             item if isinstance(item, AimassError) else self._check_tokens(item, call, i) or item
             for i, item in enumerate(merged(checked, tokenized))
         ]
 
-    def _check_text(self, text: TextInput, field: str) -> AimassError | None:
+    def _check_text(self, text: TextInput, field: str, part_fields: tuple[str, str]) -> AimassError | None:
         if isinstance(text, tuple):
-            return self._check_text(text[0], f"{field}.text") or self._check_text(
-                text[1], f"{field}.text_pair"
-            )
+            checked = [
+                self._check_text(part, field + end, part_fields)
+                for part, end in zip(text, part_fields, strict=True)
+            ]
+            return next(iter(filter(None, checked)), None)
         if not text:
             return InvalidField(field, expected="a text that is not empty", got=text)
         if len(text) > self.config.max_text_chars:
@@ -231,8 +238,15 @@ def phase_timings(arrived_ns: int, times: EncodeTimes, now_ns: int) -> PhaseTimi
     )
 
 
-def _prefixed(text: TextInput, prefix: str) -> TextInput:
-    return prefix + text if isinstance(text, str) else text
+def _check_total(tokenized: Sequence[TokenizedText], call: TextCall) -> None:
+    num_tokens = sum(len(text.token_ids) for text in tokenized)
+    if call.max_total_tokens is not None and num_tokens > call.max_total_tokens:
+        expected = f"at most {call.max_total_tokens} tokens together, so that the answer can be sent"
+        raise InvalidField(call.list_field, expected=expected, got=num_tokens)
+
+
+def _prefixed(text: TextInput, call: TextCall, index: int) -> TextInput:
+    return call.prefixes[index] + text if call.prefixes and isinstance(text, str) else text
 
 
 def _encoded(reading: A | AimassError, text: TokenizedText | AimassError) -> Encoded[A] | AimassError:

@@ -111,16 +111,13 @@ class TextTokenizer:
     def tokenize(
         self, texts: Sequence[TextInput], truncation: Truncation, *, needs_spans: bool = False
     ) -> Sequence[TokenizedText]:
-        if needs_spans:  # both release the GIL; the fast one keeps no offsets
+        # Both release the GIL. The fast one keeps no offsets, and loses which text of a pair a token is of
+        # where the tokeniser puts no special tokens around them.
+        if needs_spans or not all(isinstance(text, str) for text in texts):
             encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-            return [self._cut_encoding(e, truncation, with_spans=True) for e in encodings]
+            return [self._cut_encoding(e, truncation, with_spans=needs_spans) for e in encodings]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [
-            self._cut(np.array(e.ids, np.int64), truncation)
-            if isinstance(text, str)
-            else self._cut_encoding(e, truncation, with_spans=False)
-            for text, e in zip(texts, encodings, strict=True)
-        ]
+        return [self._cut(np.array(e.ids, np.int64), truncation) for e in encodings]
 
     def _cut(self, token_ids: NDArray[np.int64], truncation: Truncation) -> TokenizedText:
         excess = len(token_ids) - self._max_tokens

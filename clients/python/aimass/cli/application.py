@@ -15,7 +15,18 @@ import typer
 from typer.core import TyperGroup
 
 from aimass.channel import ConnectionOptions, Tls
-from aimass.cli import chat, classify, embed, embed_sparse, generate, status, traces, transcribe
+from aimass.cli import (
+    chat,
+    classify,
+    embed,
+    embed_sparse,
+    generate,
+    rerank,
+    similarity,
+    status,
+    traces,
+    transcribe,
+)
 from aimass.cli.failure import failure_line
 from aimass.embeddings import TextRefused
 from aimass.errors import RpcError
@@ -57,6 +68,8 @@ app.command()(chat.chat)
 app.command()(embed.embed)
 app.command("embed-sparse")(embed_sparse.embed_sparse)
 app.command()(classify.classify)
+app.command()(similarity.similarity)
+app.command()(rerank.rerank)
 app.command()(status.status)
 app.command()(traces.traces)
 app.command()(transcribe.transcribe)

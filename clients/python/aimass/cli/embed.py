@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
+from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, ChunkOverlap, Deadline, ModelName
 from aimass.cli.session import chosen_model, connected
 from aimass.embedding_client import EmbeddingClient
 from aimass.embedding_options import EmbeddingOptions, Truncation
@@ -36,11 +36,14 @@ def embed(
     dimensions: Dimensions = None,
     prompt_name: PromptName = None,
     truncation: Truncate = Truncation.END,
+    chunk_overlap: ChunkOverlap = None,
     deadline_s: Deadline = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn texts into vectors. Without --json, print how similar they are."""
-    options = EmbeddingOptions(dimensions=dimensions, prompt_name=prompt_name, truncation=truncation)
+    options = EmbeddingOptions(
+        dimensions=dimensions, prompt_name=prompt_name, truncation=truncation, chunk_overlap=chunk_overlap
+    )
     with connected(ctx, address) as connection:
         name = chosen_model(connection, model)
         embeddings = EmbeddingClient(connection).embed(
@@ -63,6 +66,8 @@ def embeddings_object(embeddings: Embeddings) -> dict[str, object]:
         ],
         "errors": errors,
         "dimensions": embeddings.vectors.shape[1],
+        "truncated_tokens": list(embeddings.truncated_tokens),
+        "chunks": list(embeddings.chunks),
         "model": embeddings.model,
         "model_version": embeddings.model_version,
         "usage": asdict(embeddings.usage),

@@ -957,7 +957,8 @@ export type RerankRequest = Message<"aimass.embedding.v1.RerankRequest"> & {
   query: string;
 
   /**
-   * Required. 1 to the server's limit of items (ModelLimits.max_batch_items), each not empty.
+   * Required. At least one, each not empty. Query and documents together are at most the server's limit of
+   * items (ModelLimits.max_batch_items).
    *
    * @generated from field: repeated string documents = 3;
    */
@@ -1014,7 +1015,8 @@ export type RerankOptions = Message<"aimass.embedding.v1.RerankOptions"> & {
   truncation: Truncation;
 
   /**
-   * Optional. Embedding models: split a document longer than the model takes. Excludes `truncation`.
+   * Optional. Split a document longer than the model takes. Excludes `truncation`. With a cross-encoder the
+   * document counts as its best piece.
    *
    * @generated from field: aimass.embedding.v1.Chunking chunking = 4;
    */

@@ -18,8 +18,8 @@ export const file_aimass_embedding_v1_ranking: GenFile = /*@__PURE__*/
 
 /**
  * Chunking splits the tokens of a text longer than the model takes into pieces that it takes, each with the
- * special tokens and the prompt around it. The text's vector is the mean of the pieces', each weighted by its
- * tokens; a text that fits is read whole.
+ * special tokens and the prompt around it. The text's vector is the mean of those of its pieces, each weighted
+ * by its tokens. A text that fits is read whole.
  *
  * @generated from message aimass.embedding.v1.Chunking
  */
