@@ -14,10 +14,12 @@ from aimass_exporters.bundles.manifest_writer import describe_graph
 from aimass_exporters.bundles.parity import ParityReport
 from aimass_exporters.encoders.encoder_export import GRAPH_FILE, export_encoder
 from aimass_exporters.encoders.head_parity import HeadUnderTest, golden_logits, measure_head
-from aimass_exporters.encoders.task_encoder import TaskEncoder
+from aimass_exporters.encoders.labelled_measures import calibrated, measure_entities
+from aimass_exporters.encoders.task_encoder import HEADS, TaskEncoder
 from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_graph
 from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress
+from aimass_exporters.sources.catalogue import TaskName
 
 GOLDEN_FILE = "golden.npz"
 _WEIGHT_BITS = {Precision.INT8: WeightBits(body=8), Precision.INT4: WeightBits(body=4)}
@@ -40,9 +42,25 @@ def build_head(
     described.graphs.append(describe_graph("encoder", graph))
     test, report = HeadUnderTest.open(graph, encoder), ParityReport()
     measure_head(test, held_out() if precision.is_quantized else [], precision, report, progress)
+    if encoder.folder is not None:
+        _measure_labelled(test, encoder.folder, described, report, progress)
     described.parity.CopyFrom(report.record())
     np.savez(draft / GOLDEN_FILE, allow_pickle=False, **golden_logits(test, precision))
     return described
+
+
+def _measure_labelled(
+    test: HeadUnderTest,
+    folder: Path,
+    described: ModelManifest,
+    report: ParityReport,
+    progress: Progress,
+) -> None:
+    """Measure on the labelled texts that lie beside the weights, if there are any, and calibrate on them."""
+    if test.reference.kind is HEADS[TaskName.TOKEN_CLASSIFICATION]:
+        measure_entities(test, folder, report, progress)
+    elif found := calibrated(test, folder, report, progress):
+        described.encoder.calibration.CopyFrom(found)
 
 
 def _write_graph(encoder: TaskEncoder, draft: Path, precision: Precision, progress: Progress) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,8 @@ class TaskEncoder:
     text: TextTokenizer
     spec: EncoderSpec
     kind: HeadKind
+    folder: Path | None = None
+    """Where labelled texts may lie beside the weights."""
 
 
 def load_task_encoder(source: Source, task: TaskName) -> TaskEncoder:
@@ -106,7 +109,7 @@ def load_task_encoder(source: Source, task: TaskName) -> TaskEncoder:
     text = read_tokenizer(folder)
     spec = EncoderSpec(hidden_size=model.config.hidden_size, max_tokens=longest_input(folder, model))
     _describe_head(spec, task, model, text)
-    return TaskEncoder(model, text, spec, HEADS[task])
+    return TaskEncoder(model, text, spec, HEADS[task], folder)
 
 
 def _load(source: Source, kind: HeadKind) -> PreTrainedModel:

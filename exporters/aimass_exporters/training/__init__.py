@@ -1,0 +1,1 @@
+"""Heads that are trained here, in minutes, on labelled text that packages carry."""
