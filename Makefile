@@ -14,7 +14,7 @@ RUNTIME ?= cpu
 # Where exported models live. Set it in the environment or behind make; programs read it there too.
 AIMASS_STORE ?= models
 MODELS ?= smollm2-135m-instruct all-minilm-l6-v2
-# What `make bench` runs: generation, embedding or all.
+# What `make bench` runs: prepare, generation, quality, generation-load, embedding, embedding-load or all.
 BENCH ?= all
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -119,8 +119,8 @@ test: setup ## The whole test suite
 	$(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: models ## Measure against the peers in one run (BENCH=generation|embedding|all) and write docs/benchmarks
-	$(BIN)/python -m bench $(BENCH) --store "$(AIMASS_STORE)" $(BENCH_ARGS)
+bench: setup ## Measure against the peers (BENCH=all or one part) and write docs/benchmarks
+	$(BIN)/python -m bench $(BENCH) $(BENCH_ARGS)
 
 .PHONY: protos
 protos: setup ## Regenerate all code of the protos; refuses a change that breaks callers
