@@ -113,7 +113,7 @@ class DecoderRunner:
 
     @property
     def can_copy_slots(self) -> bool:
-        return self._session.execution_provider == CPU_PROVIDER
+        return True
 
     def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
         """Append a chunk [n] of one sequence to its slot, which holds `start` tokens; return logits [vocab].
@@ -171,7 +171,14 @@ class DecoderRunner:
         return io.logits[:rows]
 
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
-        """Copy the first `num_tokens` of a slot's cache over those of another. CPU only."""
+        """Copy the first `num_tokens` of a slot's cache over those of another.
+
+        On CUDA the whole row is copied, which is one piece of memory.
+        """
+        if self._session.execution_provider != CPU_PROVIDER:
+            for buffer in self._kv.values():
+                self._session.copy(buffer.rows(source, 1), buffer.rows(target, 1))
+            return
         for buffer in self._kv.values():
             rows = host_view(buffer)  # [max_slots, kv_heads, max_len, head_dim]
             rows[target, :, :num_tokens] = rows[source, :, :num_tokens]

@@ -128,6 +128,9 @@ class AdaptiveSession:
         bindings = [variant.bind() for variant in self._variants]
         return _AdaptiveBinding(self, bindings, first_input=self._first_input)
 
+    def copy(self, source: BufferView, target: BufferView) -> None:
+        self._variants[0].copy(source, target)
+
     def timed(self, shape: tuple[int, ...], run: Callable[[int], T]) -> T:
         """Run the variant of choice for a first input of this shape, and learn from the time it takes."""
         kind, started_s = kind_of(shape), self._clock()

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +147,9 @@ class Session(Protocol):
     def bind(self) -> Binding:
         """Start a binding for runs on memory that stays in place."""
 
+    def copy(self, source: BufferView, target: BufferView) -> None:
+        """Copy a view over another of the same length in bytes, within the memory of the session's device."""
+
 
 def open_session(graph: Path, config: SessionConfig) -> Session:
     """Open an ONNX graph on the configured device.
@@ -276,6 +280,35 @@ class OrtSession:
 
     def bind(self) -> Binding:
         return OrtBinding(self._session, self._device_type, self._device_id)
+
+    def copy(self, source: BufferView, target: BufferView) -> None:
+        copier = _copier(self._execution_provider, self._device_id)
+        binding = OrtBinding(copier, self._device_type, self._device_id)
+        binding.bind_input("x", _bytes_of(source))
+        binding.bind_output("y", _bytes_of(target))
+        binding.run()
+
+
+_COPY_GRAPH = (
+    b'\x08\x08\x12\x00:<\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x04copyZ\x10\n\x01x\x12\x0b\n\t\x08\x02\x12\x05\n\x03\x12\x01n'
+    b"b\x10\n\x01y\x12\x0b\n\t\x08\x02\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\x10"
+)
+"""An ONNX model of one node, `y = Identity(x)` on bytes [n]: how rows are copied within CUDA's memory."""
+
+
+@cache
+def _copier(execution_provider: str, device_id: int) -> ort.InferenceSession:
+    on_cuda: Any = (CUDA_PROVIDER, {"device_id": device_id})
+    provider = on_cuda if execution_provider == CUDA_PROVIDER else execution_provider
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(_COPY_GRAPH, options, providers=[provider])
+
+
+def _bytes_of(view: BufferView) -> BufferView:
+    num_bytes = int(np.prod(view.shape, dtype=np.int64)) * view.dtype.itemsize
+    return BufferView(view.ptr, (num_bytes,), np.dtype(np.uint8))
 
 
 class OrtBinding:

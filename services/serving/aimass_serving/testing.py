@@ -83,6 +83,9 @@ class FakeSession:
     def bind(self) -> FakeBinding:
         return FakeBinding(self)
 
+    def copy(self, source: BufferView, target: BufferView) -> None:
+        host_array(target)[...] = host_array(source)
+
 
 class FakeBinding:
     """Binding of a `FakeSession`."""

@@ -7,6 +7,8 @@ import pytest
 from aimass.model.v1.manifest_pb2 import DecoderSpec
 from aimass_decoding.runner import DecoderGeometry, DecoderRunner, geometry_of
 from aimass_decoding.testing import FakeDecoder, fake_geometry, hashed_logits
+from aimass_serving.session import CUDA_PROVIDER, BufferView
+from aimass_serving.testing import FakeSession
 
 MAX_LEN = 16
 LOGITS = hashed_logits()
@@ -65,6 +67,40 @@ def test_a_copied_slot_continues_like_its_source() -> None:
     assert sut.can_copy_slots
     sut.copy_slot(2, 0, num_tokens=3)
     assert np.array_equal(sut.decode(np.array([4]), np.array([3]))[0], LOGITS((1, 2, 3, 4)))
+
+
+def test_a_slot_in_the_memory_of_a_device_is_copied_by_the_session() -> None:
+    """The fake device's memory is the host's; the session's copy itself is tested with the session."""
+    decoder = FakeDecoder(LOGITS)
+    session = CountingSession(decoder, execution_provider=CUDA_PROVIDER)
+    sut = DecoderRunner(session, fake_geometry(), max_slots=3, max_len=MAX_LEN)
+    sut.prefill(2, np.array([1, 2, 3]), start=0)
+    sut.prefill(1, np.array([9]), start=0)
+    sut.copy_slot(2, 0, num_tokens=3)
+    logits = sut.decode(np.array([4, 8, 4]), np.array([3, 1, 3]))
+    assert np.array_equal(logits[0], LOGITS((1, 2, 3, 4)))
+    assert np.array_equal(logits[1], LOGITS((9, 8)))
+    assert np.array_equal(logits[2], logits[0])
+    assert session.num_copies == 2  # keys and values of one layer
+
+
+class CountingSession(FakeSession):
+    """Counts what is copied within its memory."""
+
+    num_copies = 0
+
+    def copy(self, source: BufferView, target: BufferView) -> None:
+        self.num_copies += 1
+        super().copy(source, target)
+
+
+def test_all_logits_of_a_prompt_are_those_of_its_beginnings() -> None:
+    sut = runner()
+    first = sut.prefill_all(1, np.array([1, 2, 3]), start=0)
+    rest = sut.prefill_all(1, np.array([4, 5]), start=3)
+    assert np.array_equal(first, [LOGITS((1,)), LOGITS((1, 2)), LOGITS((1, 2, 3))])
+    assert np.array_equal(rest, [LOGITS((1, 2, 3, 4)), LOGITS((1, 2, 3, 4, 5))])
+    assert np.array_equal(sut.prefill(1, np.array([6]), start=5), LOGITS((1, 2, 3, 4, 5, 6)))
 
 
 def test_geometry_is_what_the_manifest_states() -> None:

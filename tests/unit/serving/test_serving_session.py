@@ -7,6 +7,7 @@ import onnx
 import pytest
 from aimass_serving.errors import DeviceUnavailable
 from aimass_serving.session import (
+    _COPY_GRAPH,
     CPU_PROVIDER,
     Device,
     Session,
@@ -14,6 +15,7 @@ from aimass_serving.session import (
     open_session,
     resolve_device,
 )
+from aimass_serving.testing import host_array
 from onnx import TensorProto, helper
 
 
@@ -130,3 +132,22 @@ def test_cuda_without_cuda_is_an_error_and_never_the_cpu(tmp_path: Path) -> None
 
 def test_auto_is_the_cpu_where_there_is_no_cuda() -> None:
     assert resolve_device(SessionConfig()) is Device.CPU
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_are_copied_within_the_memory_of_the_device(session: Session, dtype: type) -> None:
+    """By a graph on the session's own provider: what runs here on the CPU is what runs on CUDA."""
+    buffer = session.allocate((4, 2, 3), dtype)
+    rows = host_array(buffer.rows(0, 4))
+    rows[...] = np.arange(24).reshape(4, 2, 3)
+    session.copy(buffer.rows(0, 2), buffer.rows(2, 2))
+    session.copy(buffer.rows(3, 1), buffer.rows(0, 1))
+    expected = np.arange(24).reshape(4, 2, 3)[[1, 1, 0, 1]]
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_the_graph_that_copies_is_one_identity() -> None:
+    model = onnx.load_from_string(_COPY_GRAPH)
+    onnx.checker.check_model(model, full_check=True)
+    [node] = model.graph.node
+    assert (node.op_type, list(node.input), list(node.output)) == ("Identity", ["x"], ["y"])
