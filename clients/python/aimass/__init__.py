@@ -22,15 +22,32 @@ from aimass.deadline import downstream_deadline_s
 from aimass.embedding_client import EmbeddingClient, EmbeddingStream
 from aimass.embedding_options import EmbeddingOptions, Truncation
 from aimass.embeddings import EmbeddedText, Embeddings, ItemError, TextRefused
+from aimass.entities import Aggregation, Entities, Entity, EntityOptions, TextEntities
 from aimass.errors import RpcError
+from aimass.filled_masks import FilledMask, FilledText, FilledTexts, FillMaskOptions, MaskWord
 from aimass.generation_client import GenerationClient
 from aimass.generation_options import GenerationOptions
 from aimass.health_check import HealthStatus, health
+from aimass.keyword_stream import Keyword, KeywordStream, SpottedKeyword
 from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
-from aimass.prompt import ChatMessage, Prompt
+from aimass.next_sentences import NextSentence, NextSentences
+from aimass.prompt import ChatMessage, ChatPrompt, Prompt
+from aimass.question_answers import Answer, AnsweredQuestions, AnswerOptions, QuestionAnswers
+from aimass.rankings import (
+    RankedDocument,
+    Ranking,
+    RankingMethod,
+    RelevanceScore,
+    RerankOptions,
+    Similarities,
+    SimilarityMetric,
+    SimilarityOptions,
+    TextOutcome,
+)
 from aimass.recognition_client import Flush, RecognitionClient, RecognitionStream
 from aimass.recognition_options import AudioEncoding, AudioFormat, RecognitionOptions
 from aimass.sparse_embeddings import SparseEmbeddings, SparseText
+from aimass.token_embeddings import TextTokenEmbeddings, TokenEmbeddingOptions, TokenEmbeddings
 from aimass.token_stream import TokenStream
 from aimass.tracing import TracingInterceptor, export_spans
 from aimass.transcripts import (
@@ -38,6 +55,7 @@ from aimass.transcripts import (
     Final,
     Flushed,
     Interim,
+    PhraseScore,
     RecognitionEvent,
     Segment,
     SpeechActivity,
@@ -46,12 +64,18 @@ from aimass.transcripts import (
 )
 from aimass.usage import Timings, Usage
 from aimass.vectors import VectorDtype
+from aimass.zero_shot_options import ZeroShotOptions
 
 __all__ = [
+    "Aggregation",
     "Alternative",
+    "Answer",
+    "AnswerOptions",
+    "AnsweredQuestions",
     "AudioEncoding",
     "AudioFormat",
     "ChatMessage",
+    "ChatPrompt",
     "ClassificationClient",
     "ClassifyOptions",
     "Completion",
@@ -64,6 +88,13 @@ __all__ = [
     "EmbeddingOptions",
     "EmbeddingStream",
     "Embeddings",
+    "Entities",
+    "Entity",
+    "EntityOptions",
+    "FillMaskOptions",
+    "FilledMask",
+    "FilledText",
+    "FilledTexts",
     "Final",
     "Finish",
     "FinishReason",
@@ -74,30 +105,51 @@ __all__ = [
     "HealthStatus",
     "Interim",
     "ItemError",
+    "Keyword",
+    "KeywordStream",
     "LabelScore",
+    "MaskWord",
     "Model",
     "ModelClient",
     "ModelLimits",
     "ModelState",
+    "NextSentence",
+    "NextSentences",
     "ParityMeasure",
+    "PhraseScore",
     "Prompt",
     "PromptInfo",
+    "QuestionAnswers",
+    "RankedDocument",
+    "Ranking",
+    "RankingMethod",
     "RecognitionClient",
     "RecognitionEvent",
     "RecognitionOptions",
     "RecognitionStream",
+    "RelevanceScore",
+    "RerankOptions",
     "RpcError",
     "ScoreKind",
     "Segment",
+    "Similarities",
+    "SimilarityMetric",
+    "SimilarityOptions",
     "SparseEmbeddings",
     "SparseText",
     "SpeechActivity",
+    "SpottedKeyword",
     "TextClass",
     "TextClasses",
+    "TextEntities",
+    "TextOutcome",
     "TextRefused",
+    "TextTokenEmbeddings",
     "Timings",
     "Tls",
     "TokenCandidate",
+    "TokenEmbeddingOptions",
+    "TokenEmbeddings",
     "TokenLogprob",
     "TokenStream",
     "TracingInterceptor",
@@ -106,6 +158,7 @@ __all__ = [
     "Usage",
     "VectorDtype",
     "Word",
+    "ZeroShotOptions",
     "downstream_deadline_s",
     "export_spans",
     "health",

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
+from aimass.keyword_stream import Keyword, KeywordStream, keyword_requests
 from aimass.recognition_options import AudioFormat, RecognitionOptions
 from aimass.response_stream import ResponseStream
 from aimass.speech.v1 import recognition_service_pb2 as pb
@@ -124,6 +125,29 @@ class RecognitionClient(ServiceClient):
             self._stub.StreamingRecognize, requests, deadline_s=deadline_s
         )
         return RecognitionStream(responses)
+
+    def spot_keywords(
+        self,
+        audio: Iterable[bytes],
+        keywords: Iterable[Keyword | str],
+        *,
+        model: str,
+        audio_format: AudioFormat,
+        language: str = "",
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> KeywordStream:
+        """Send raw samples as they come and return each keyword when it was said."""
+        requests = keyword_requests(
+            audio,
+            keywords,
+            model=model,
+            audio_format=audio_format,
+            language=language,
+            request_id=request_id,
+        )
+        responses = self._connection.open_stream(self._stub.SpotKeywords, requests, deadline_s=deadline_s)
+        return KeywordStream(responses)
 
 
 def _stream_requests(

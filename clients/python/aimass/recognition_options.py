@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -55,6 +55,12 @@ class RecognitionOptions:
     max_alternatives: int | None = None
     hot_phrases: Mapping[str, float | None] = field(default_factory=dict)
     """Phrases to favour, each with its boost, or None for the default."""
+    phrases: Sequence[str] = ()
+    """Answer one of these phrases, or none."""
+    phrase_threshold: float | None = None
+    """Lowest score of a phrase that is answered."""
+    best_of: int | None = None
+    """Outputs drawn where the most probable text fails its checks."""
     initial_prompt: str | None = None
     """Text that came before, as context."""
     voice_activity_filter: bool | None = None
@@ -65,7 +71,16 @@ class RecognitionOptions:
         message = pb.RecognitionOptions(word_times=self.word_times)
         if self.translate:
             message.task = pb.RECOGNITION_TASK_TRANSLATE
-        names = ("language", "beam_size", "max_alternatives", "initial_prompt", "voice_activity_filter")
+        names = (
+            "language",
+            "beam_size",
+            "max_alternatives",
+            "phrases",
+            "phrase_threshold",
+            "best_of",
+            "initial_prompt",
+            "voice_activity_filter",
+        )
         set_fields(message, self, names, path="options.")
         for phrase, boost in self.hot_phrases.items():
             with refusing("options.hot_phrases"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
@@ -45,6 +45,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class PhraseScore:
+    """How probable it is that a phrase was said, 0 to 1."""
+
+    phrase: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """What was said in a recording."""
 
@@ -57,6 +65,10 @@ class Transcript:
     """Length of what was taken for speech."""
     total_ms: float
     """Time on the server."""
+    phrase: str | None = None
+    """The phrase that was said, where some were given to choose from; None when none was."""
+    phrase_scores: Sequence[PhraseScore] = ()
+    """Best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,9 @@ class Final:
     segment: Segment
     language: str
     finalization_ms: float
+    phrase: str | None = None
+    """The phrase that was said, where some were given to choose from; None when none was."""
+    phrase_scores: Sequence[PhraseScore] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +144,13 @@ def transcript_of(response: pb.RecognizeResponse) -> Transcript:
         audio_s=seconds_of(response.audio_duration),
         speech_s=seconds_of(response.speech_duration),
         total_ms=response.timings.total_ms,
+        phrase=response.phrase if response.HasField("phrase") else None,
+        phrase_scores=_scores_of(response.phrase_scores),
     )
+
+
+def _scores_of(scores: Iterable[pb.PhraseScore]) -> list[PhraseScore]:
+    return [PhraseScore(one.phrase, one.score) for one in scores]
 
 
 def event_of(response: pb.StreamingRecognizeResponse) -> RecognitionEvent | None:
@@ -142,7 +163,14 @@ def event_of(response: pb.StreamingRecognizeResponse) -> RecognitionEvent | None
             )
         case "final":
             final = response.final
-            return Final(final.utterance, segment_of(final.segment), final.language, final.finalization_ms)
+            return Final(
+                final.utterance,
+                segment_of(final.segment),
+                final.language,
+                final.finalization_ms,
+                final.phrase if final.HasField("phrase") else None,
+                _scores_of(final.phrase_scores),
+            )
         case "activity":
             is_begin = response.activity.kind == pb.SpeechActivity.KIND_BEGIN
             return SpeechActivity(is_begin, seconds_of(response.activity.at))

@@ -83,6 +83,37 @@ class SingleAttempt:
         return int((logprobs / self._temperature + noise).argmax())
 
 
+class DrawnAttempt:
+    """Several outputs drawn side by side, each in a slot of its own; ends with the last of them.
+
+    Source: `best_of` of OpenAI's whisper.
+    """
+
+    def __init__(self, draws: Sequence[SingleAttempt]) -> None:
+        self._draws = draws
+        self._open = list(range(len(draws)))
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return [draw.tokens[-1] if draw.tokens else 0 for draw in self._draws]
+
+    @property
+    def num_tokens(self) -> int:
+        return max(draw.num_tokens for draw in self._draws)
+
+    def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
+        is_first = self.num_tokens == 0
+        rows = [0] * len(self._draws) if is_first else range(len(self._draws))
+        self._open = [
+            place for place in self._open if self._draws[place].advance(logits[rows[place], None]) is not None
+        ]
+        return rows if self._open else None
+
+    def readings(self) -> list[Reading]:
+        found = [reading for draw in self._draws for reading in draw.readings()]
+        return sorted(found, key=lambda reading: -reading.avg_logprob)
+
+
 @dataclass(frozen=True, slots=True)
 class _Beam:
     """A beginning of an output."""

@@ -21,12 +21,18 @@ class SpeechConfig:
     """Windows of recordings that may wait for a decoder; more are refused."""
     file_windows: int = 4
     """Windows of one recording that are in work at once."""
-    live_window_margin_s: float = 0.0
-    """Above 0, an utterance of a live stream is filled up with so much silence instead of to a full window: a
-    final then costs about half. Off, as tiny.en made 33 word errors instead of 28 in 238 words with 4 s."""
-    live_window_floor_s: float = 15.0
+    live_window_margin_s: float = 2.0
+    """An utterance of a live stream is filled up with at least so much silence, not to a full window: a final
+    then costs less than half. 0 takes full windows. Measured: `docs/decisions/018-recognition.md`."""
+    live_window_floor_s: float = 10.0
     """No window is shorter than this."""
     max_live_streams: int = 256
     """Streams of recognition at once; more are refused."""
     max_early_windows: int = 2
     """Windows of live streams in work above which interims, and finals begun in a pause, are left out."""
+    max_synthesis_streams: int = 64
+    """Requests of synthesis at once on one voice; more are refused."""
+    max_synthesis_ahead: int = 16
+    """Chunks of a request that wait for a slow reader; then others are computed instead."""
+    max_synthesis_idle_s: float = 120.0
+    """A stream of text that sends nothing for so long is ended."""

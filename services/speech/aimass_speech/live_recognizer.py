@@ -39,10 +39,14 @@ class LiveOptions:
     """How a live stream is answered."""
 
     has_interims: bool = False
+    has_interim_words: bool = False
+    """Give words to interims too, where finals have them."""
     interim_every_s: float = 0.5
     """New audio between two readings of an open utterance."""
-    min_interim_s: float = 0.5
-    """Audio an utterance must have for its first reading."""
+    min_interim_s: float = 0.35
+    """Speech an utterance must have for its first reading."""
+    retry_every_s: float = 0.15
+    """New audio between two readings as long as they are empty."""
     idle_s: float = 3.0
     """An open utterance ends when nothing, not even a flush, was sent for so long."""
 
@@ -60,11 +64,14 @@ class InterimRead:
 
     utterance: int
     interim: Interim
+    start: int
+    """Sample of the stream at which the utterance's audio starts."""
+    transcript: Transcript
 
 
 @dataclass(frozen=True, slots=True)
 class FinalRead:
-    """The final reading of an utterance with text."""
+    """The final reading of an utterance with text; with phrases to choose from, of every one."""
 
     utterance: int
     start: int
@@ -98,6 +105,8 @@ class _Utterance:
 
     number: int
     start: int
+    speech: int
+    """Sample at which the speech in it began."""
     agreement: LocalAgreement = field(default_factory=LocalAgreement)
     read_until: int = 0
     """Sample up to which it has been read for an interim."""
@@ -138,7 +147,7 @@ class LiveRecognizer:
         self._options = options
         self._live = live
         self._clock = clock
-        self._hot_phrases = engine.hot_phrases(options)
+        self._vocabulary = engine.vocabulary(options)
         self._audio = _AudioBuffer()
         self._utterance: _Utterance | None = None
         self._num_utterances = 0
@@ -190,7 +199,7 @@ class LiveRecognizer:
         for event in events:
             match event:
                 case Began():
-                    self._utterance = _Utterance(self._num_utterances, event.start)
+                    self._utterance = _Utterance(self._num_utterances, event.start, event.speech)
                     self._num_utterances += 1
                     await self._events.put(SpeechChanged(is_begin=True, at=event.speech))
                 case Paused():
@@ -214,9 +223,15 @@ class LiveRecognizer:
 
     def _decode(self, utterance: _Utterance, end: int, priority: Priority) -> asyncio.Task[Transcript]:
         samples = self._audio.between(utterance.start, end)
-        return self._start(
-            self._engine.recognize_utterance(samples, self._options, self._hot_phrases, priority=priority)
+        wants_words = self._live.has_interim_words or priority is Priority.FINAL
+        work = self._engine.recognize_utterance(
+            samples,
+            self._options,
+            self._vocabulary,
+            priority=priority,
+            wants_words=self._options.has_words and wants_words,
         )
+        return self._start(work)
 
     def _begin_early(self, end: int) -> None:
         """Decode the final while it is not certain that the utterance is over, unless others are waiting."""
@@ -236,7 +251,7 @@ class LiveRecognizer:
         utterance, now = self._utterance, self._audio.end
         if not self._live.has_interims or utterance is None or utterance.early is not None:
             return
-        since = max(utterance.start + int(self._live.min_interim_s * SAMPLE_RATE_HZ), utterance.read_until)
+        since = max(utterance.speech + int(self._live.min_interim_s * SAMPLE_RATE_HZ), utterance.read_until)
         is_reading = utterance.partial is not None and not utterance.partial.done()
         if now < since or is_reading or self._engine.is_busy(Priority.PARTIAL):
             return
@@ -248,8 +263,11 @@ class LiveRecognizer:
             transcript = await self._decode(utterance, end, Priority.PARTIAL)
         except AimassError:
             return  # a later one, or the final, will say it
-        if transcript.text and not utterance.is_over and not self._events.full():
-            self._events.put_nowait(InterimRead(utterance.number, utterance.agreement.take(transcript.text)))
+        if not transcript.text:
+            utterance.read_until = end + int(self._live.retry_every_s * SAMPLE_RATE_HZ)
+        elif not utterance.is_over and not self._events.full():
+            interim = utterance.agreement.take(transcript.text)
+            self._events.put_nowait(InterimRead(utterance.number, interim, utterance.start, transcript))
 
     async def _finish_utterances(self) -> None:
         """Tell finals and flushes in the order in which they were decided."""
@@ -258,7 +276,7 @@ class LiveRecognizer:
                 await self._events.put(item)
                 continue
             transcript = await item.text
-            if transcript.text:
+            if transcript.text or transcript.match is not None:
                 waited_ms = 1e3 * (self._clock() - item.decided_s)
                 await self._events.put(
                     FinalRead(item.utterance.number, item.utterance.start, item.end, transcript, waited_ms)

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 from aimass_serving.errors import InvalidField
 
+from aimass_speech.phrase_match import PhraseMatch
+from aimass_speech.spoken_form import spoken_form
+
 MAX_BEAMS, MAX_HOT_PHRASES, MAX_PHRASES, MAX_PHRASE_CHARS, MAX_PROMPT_CHARS = 8, 500, 1000, 100, 1000
 MAX_BOOST = 20.0
+MAX_DRAWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ class RecognitionOptions:
     hot_phrases: Sequence[HotPhrase] = ()
     phrases: Sequence[str] = ()
     """Answer one of these, or none."""
-    phrase_threshold: float = 0.5
+    phrase_threshold: float = 0.2
+    best_of: int | None = None
+    """Outputs drawn at each temperature above 0; None leaves it to the kind of call."""
     initial_prompt: str = ""
     skips_silence: bool | None = None
     """Whether what is not speech is left out before recognition; None does so where a detector is served."""
@@ -59,15 +65,16 @@ class RecognitionOptions:
             len(self.initial_prompt),
         )
         self._require(0 <= self.phrase_threshold <= 1, "phrase_threshold", "0 to 1", self.phrase_threshold)
+        if self.best_of is not None:
+            self._require(1 <= self.best_of <= MAX_DRAWS, "best_of", f"1 to {MAX_DRAWS}", self.best_of)
         self._check_phrases()
+        if self.phrases:
+            self._check_phrases_mode()
 
     def _check_phrases(self) -> None:
         counts = (("hot_phrases", self.hot_phrases, MAX_HOT_PHRASES), ("phrases", self.phrases, MAX_PHRASES))
         for name, given, limit in counts:
             self._require(len(given) <= limit, name, f"at most {limit} phrases", len(given))
-        self._require(
-            not (self.hot_phrases and self.phrases), "hot_phrases", "none together with phrases", "some"
-        )
         texts = [
             *((f"hot_phrases[{i}].phrase", hot.phrase) for i, hot in enumerate(self.hot_phrases)),
             *((f"phrases[{i}]", phrase) for i, phrase in enumerate(self.phrases)),
@@ -86,6 +93,23 @@ class RecognitionOptions:
                 f"-{MAX_BOOST:g} to {MAX_BOOST:g}",
                 hot.boost,
             )
+
+    def _check_phrases_mode(self) -> None:
+        """Refuse what has no meaning where one of a list is answered, and phrases that sound the same."""
+        for name, is_given in (
+            ("hot_phrases", bool(self.hot_phrases)),
+            ("initial_prompt", bool(self.initial_prompt)),
+            ("word_times", self.has_words),
+            ("max_alternatives", self.num_alternatives > 1),
+            ("task", self.is_translation),
+        ):
+            self._require(not is_given, name, "the default together with phrases", "another value")
+        seen: set[str] = set()
+        for index, phrase in enumerate(self.phrases):
+            form, name = spoken_form(phrase), f"phrases[{index}]"
+            self._require(bool(form), name, "a letter or a digit", phrase)
+            self._require(form not in seen, name, "phrases that differ in words", phrase)
+            seen.add(form)
 
     def _require(self, condition: bool, name: str, expected: str, got: object) -> None:
         if not condition:
@@ -149,6 +173,8 @@ class Transcript:
     language_probability: float
     num_speech_samples: int
     times: PhaseTimes
+    match: PhraseMatch | None = None
+    """The answer of phrases mode."""
 
     @property
     def text(self) -> str:

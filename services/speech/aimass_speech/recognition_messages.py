@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from aimass.speech.v1 import keywords_pb2
 from aimass.speech.v1 import recognition_service_pb2 as pb
 from aimass_serving.errors import InvalidField
 
 from aimass_speech.endpointer import EndpointRules
+from aimass_speech.keyword_spotter import Keyword, Spotted, check_keywords
 from aimass_speech.live_recognizer import (
     FinalRead,
     FlushAsked,
@@ -16,6 +18,7 @@ from aimass_speech.live_recognizer import (
     LiveEvent,
     SpeechChanged,
 )
+from aimass_speech.phrase_match import PhraseMatch
 from aimass_speech.recognition import (
     Alternative,
     HotPhrase,
@@ -51,9 +54,35 @@ def recognition_options(options: pb.RecognitionOptions, *, field: str) -> Recogn
             HotPhrase(hot.phrase, hot.boost) if hot.HasField("boost") else HotPhrase(hot.phrase)
             for hot in options.hot_phrases
         ],
+        phrases=list(options.phrases),
+        phrase_threshold=(
+            options.phrase_threshold if options.HasField("phrase_threshold") else default.phrase_threshold
+        ),
+        best_of=options.best_of if options.HasField("best_of") else None,
         initial_prompt=options.initial_prompt,
         skips_silence=(options.voice_activity_filter if options.HasField("voice_activity_filter") else None),
         field=field,
+    )
+
+
+def keywords(config: keywords_pb2.SpotKeywordsConfig) -> list[Keyword]:
+    """Return what to listen for. Raises `InvalidField`."""
+    found = []
+    for index, keyword in enumerate(config.keywords):
+        field = f"config.keywords[{index}]"
+        threshold = keyword.threshold if keyword.HasField("threshold") else 0.5
+        found.append(Keyword(keyword.phrase, threshold, keyword.boost, field))
+    check_keywords(found)
+    return found
+
+
+def spotted_pb(spotted: Spotted) -> keywords_pb2.SpotKeywordsResponse:
+    """Return a find as it travels."""
+    return keywords_pb2.SpotKeywordsResponse(
+        phrase=spotted.phrase,
+        score=spotted.score,
+        start=duration_of_samples(spotted.start),
+        end=duration_of_samples(spotted.end),
     )
 
 
@@ -121,17 +150,26 @@ def live_event_pb(event: LiveEvent) -> pb.StreamingRecognizeResponse:
 
 
 def _final_pb(final: FinalRead) -> pb.FinalResult:
+    transcript = final.transcript
+    match = transcript.match or PhraseMatch()
     return pb.FinalResult(
         utterance=final.utterance,
-        segment=segment_pb(_joined(final.transcript, offset=final.start, end=final.end)),
-        language=final.transcript.language,
+        segment=segment_pb(_joined(transcript, offset=final.start, end=final.end)),
+        language=transcript.language,
         finalization_ms=final.finalization_ms,
+        phrase=match.phrase,
+        phrase_scores=phrase_scores_pb(match),
     )
+
+
+def phrase_scores_pb(match: PhraseMatch) -> list[pb.PhraseScore]:
+    """Return the scores of phrases as they travel."""
+    return [pb.PhraseScore(phrase=one.phrase, score=one.score) for one in match.scores]
 
 
 def _joined(transcript: Transcript, *, offset: int, end: int) -> Segment:
     """Return an utterance's segments as one, its times moved from the utterance to the stream."""
-    segments = transcript.segments
+    segments = transcript.segments or [Segment(0, end - offset, "", 0.0, 0.0, 0.0)]
     return Segment(
         start=offset + segments[0].start,
         end=min(end, offset + segments[-1].end),

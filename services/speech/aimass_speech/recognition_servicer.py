@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import numpy as np
+from aimass.speech.v1 import audio_pb2, keywords_pb2
 from aimass.speech.v1 import recognition_service_pb2 as pb
 from aimass.speech.v1.recognition_service_pb2_grpc import SpeechRecognitionServiceServicer
 from aimass_serving.request_context import request_context
@@ -16,15 +17,20 @@ from aimass_serving.telemetry import annotate, emit_phase
 from numpy.typing import NDArray
 
 from aimass_speech.audio import StreamDecoder, decode_audio
-from aimass_speech.endpointer import Endpointer
+from aimass_speech.endpointer import Endpointer, EndpointRules
+from aimass_speech.keyword_spotter import KeywordSpotter, hot_phrases
 from aimass_speech.live_recognizer import LiveOptions, LiveRecognizer
+from aimass_speech.phrase_match import PhraseMatch
 from aimass_speech.recognition import RecognitionOptions, Transcript
 from aimass_speech.recognition_messages import (
     endpoint_rules,
+    keywords,
     live_event_pb,
     live_input,
+    phrase_scores_pb,
     recognition_options,
     segment_pb,
+    spotted_pb,
 )
 from aimass_speech.recognizer import RecognitionEngine
 from aimass_speech.served import SpeechRegistry, detector_for, recognizer_named
@@ -80,12 +86,49 @@ class SpeechRecognitionServicer(SpeechRecognitionServiceServicer):
                 async for event in events:
                     yield live_event_pb(event)
 
+    async def SpotKeywords(  # noqa: N802
+        self, request_iterator: AsyncIterator[keywords_pb2.SpotKeywordsRequest], context: Any
+    ) -> AsyncIterator[keywords_pb2.SpotKeywordsResponse]:
+        """Tell when one of a few words was said."""
+        config = (await first_request(request_iterator)).config
+        request_context(context, config.request_id)
+        engine = recognizer_named(self._registry, config.model)
+        annotate({"gen_ai.operation.name": "keyword_spotting", "gen_ai.request.model": config.model})
+        wanted = keywords(config)
+        spotter = KeywordSpotter(wanted)
+        options = RecognitionOptions(
+            language=config.language, has_words=True, hot_phrases=hot_phrases(wanted), field="config"
+        )
+        with engine.live_stream():
+            live = self._live(
+                config.format,
+                engine,
+                options,
+                EndpointRules(),
+                LiveOptions(has_interims=True, has_interim_words=True),
+            )
+            audio = (request.audio async for request in later_requests(request_iterator))
+            async with aclosing(live.events(audio)) as events:
+                async for event in events:
+                    for spotted in spotter.take(event):
+                        yield spotted_pb(spotted)
+
     def _open(self, config: pb.StreamingRecognitionConfig, engine: RecognitionEngine) -> LiveRecognizer:
         """Check the configuration of a stream; its fields are named from the stream's first message."""
         options = recognition_options(config.options, field="config.options")
+        live = LiveOptions(has_interims=config.interim_results)
+        return self._live(config.format, engine, options, endpoint_rules(config), live)
+
+    def _live(
+        self,
+        packed: audio_pb2.AudioFormat,
+        engine: RecognitionEngine,
+        options: RecognitionOptions,
+        rules: EndpointRules,
+        live: LiveOptions,
+    ) -> LiveRecognizer:
         engine.check_options(options)
-        decoder = StreamDecoder(audio_format(config.format, field="config.format"))
-        rules = endpoint_rules(config)
+        decoder = StreamDecoder(audio_format(packed, field="config.format"))
         detector = detector_for(self._registry, is_wanted=True)
         assert detector is not None, "one that is wanted is found, or missed by name"
         shape = detector.runner.shape
@@ -95,7 +138,7 @@ class SpeechRecognitionServicer(SpeechRecognitionServiceServicer):
             decoder,
             Endpointer(rules, frame_samples=shape.frame_samples, sample_rate_hz=shape.sample_rate_hz),
             options,
-            LiveOptions(has_interims=config.interim_results),
+            live,
         )
 
     async def _spans(
@@ -134,7 +177,7 @@ class _PhaseClock:
 
 
 def _response(transcript: Transcript, *, num_samples: int) -> pb.RecognizeResponse:
-    times = transcript.times
+    times, match = transcript.times, transcript.match or PhraseMatch()
     return pb.RecognizeResponse(
         text=transcript.text,
         segments=[segment_pb(segment) for segment in transcript.segments],
@@ -142,6 +185,8 @@ def _response(transcript: Transcript, *, num_samples: int) -> pb.RecognizeRespon
         language_probability=transcript.language_probability,
         audio_duration=duration_of_samples(num_samples),
         speech_duration=duration_of_samples(transcript.num_speech_samples),
+        phrase=match.phrase,
+        phrase_scores=phrase_scores_pb(match),
         timings=pb.RecognitionTimings(
             queue_ms=times.queue_ms, encode_ms=times.encode_ms, decode_ms=times.decode_ms
         ),

@@ -17,7 +17,7 @@ from aimass_serving.errors import InvalidField, Overloaded
 from numpy.typing import NDArray
 
 from aimass_speech.config import SpeechConfig
-from aimass_speech.hot_phrases import HotPhrases
+from aimass_speech.phrase_match import PhraseMatch, matched
 from aimass_speech.recognition import (
     Alternative,
     PhaseTimes,
@@ -29,6 +29,7 @@ from aimass_speech.recognition import (
 from aimass_speech.segmenter import TimedTokens, split_segments
 from aimass_speech.speech_spans import SpeechSpan
 from aimass_speech.transcript_tokenizer import TranscriptTokenizer
+from aimass_speech.vocabulary import Vocabulary
 from aimass_speech.whisper_spec import WhisperSpec
 from aimass_speech.window import Priority, QualityRules, WindowRequest, WindowResult
 from aimass_speech.window_decoder import WindowDecoder
@@ -38,6 +39,8 @@ MAX_PROMPT_TOKENS = 223
 """Half of the decoder's positions, less one for the marker in front."""
 _MAX_PROMPT_TEMPERATURE = 0.5
 """Text drawn above this temperature is no context for what follows: it may be the start of a loop."""
+_FILE_DRAWS = 5
+"""Outputs drawn at each temperature above 0 for a recording, as `transcribe` of OpenAI's whisper does."""
 _MAX_GAP_S = 3.0
 """Speech with longer silence inside is cut there."""
 _MIN_REST_S = 0.3
@@ -109,6 +112,9 @@ class RecognitionEngine:
 
     def check_options(self, options: RecognitionOptions) -> None:
         """Raise `InvalidField` for what this model cannot do."""
+        if options.num_beams > self.config.max_slots:
+            expected = f"1 to {self.config.max_slots}, the windows this server decodes together"
+            raise InvalidField(f"{options.field}.beam_size", expected=expected, got=options.num_beams)
         known = sorted(self.spec.languages) or ["en"]
         if options.language and options.language not in known:
             expected = f"a language of this model ({len(known)} of them)" if len(known) > 9 else str(known)
@@ -118,16 +124,9 @@ class RecognitionEngine:
                 f"{options.field}.task", expected="TRANSCRIBE: this model does not translate", got="TRANSLATE"
             )
 
-    def hot_phrases(self, options: RecognitionOptions) -> HotPhrases | None:
-        """Return the tree of the phrases to favour, each as it stands and behind a space."""
-        if not options.hot_phrases:
-            return None
-        spellings = (
-            (self._tokenizer.encode(before + hot.phrase.strip()), hot.boost)
-            for hot in options.hot_phrases
-            for before in (" ", "")
-        )
-        return HotPhrases(spellings)
+    def vocabulary(self, options: RecognitionOptions) -> Vocabulary:
+        """Return a caller's phrases in the model's tokens."""
+        return Vocabulary.of(options, self._tokenizer)
 
     async def recognize(
         self,
@@ -145,9 +144,10 @@ class RecognitionEngine:
         """
         whole = [SpeechSpan(0, len(samples))]
         regions = whole if spans is None else speech_regions(spans, self.spec)
-        room, hot_phrases = asyncio.Semaphore(self.config.file_windows), self.hot_phrases(options)
-
-        request = self._request(options, hot_phrases, priority=Priority.FILE, deadline_s=deadline_s)
+        room, vocabulary = asyncio.Semaphore(self.config.file_windows), self.vocabulary(options)
+        request = self._request(options, vocabulary, priority=Priority.FILE, deadline_s=deadline_s)
+        if options.phrases:
+            return await self._phrase(samples, options, request, _hull(regions))
 
         async def decode(region: SpeechSpan) -> _Progress:
             async with room:
@@ -166,29 +166,30 @@ class RecognitionEngine:
         self,
         samples: NDArray[np.float32],
         options: RecognitionOptions,
-        hot_phrases: HotPhrases | None,
+        vocabulary: Vocabulary,
         *,
         priority: Priority,
-        language: str = "",
+        wants_words: bool,
     ) -> Transcript:
         """Return what is said in an utterance [n] of a live stream.
 
         A partial gets one attempt and no more tokens than fast speech has, so that it costs little.
         """
-        request = self._request(options, hot_phrases, priority=priority, deadline_s=None)
+        request = self._request(options, vocabulary, priority=priority, deadline_s=None)
+        request = replace(request, wants_words=wants_words)
         if priority is Priority.PARTIAL:
             length_s = len(samples) / self.spec.mel.sample_rate_hz
             request = replace(request, max_new_tokens=16 + int(10 * length_s), temperatures=(0.0,))
-        if language:
-            request = replace(request, language=language)
         region = SpeechSpan(0, len(samples))
+        if options.phrases and priority is Priority.FINAL:
+            return await self._phrase(samples, options, request, region)
         progress = await self._region(samples, region, options, request, uses_context=False)
         return self._transcript([progress], len(samples))
 
     def _request(
         self,
         options: RecognitionOptions,
-        hot_phrases: HotPhrases | None,
+        vocabulary: Vocabulary,
         *,
         priority: Priority,
         deadline_s: float | None,
@@ -200,11 +201,58 @@ class RecognitionEngine:
             language=options.language,
             is_translation=options.is_translation,
             num_beams=1 if is_partial else options.num_beams,
+            best_of=options.best_of or (_FILE_DRAWS if priority is Priority.FILE else 1),
             num_readings=1 if is_partial else options.num_alternatives,
-            hot_phrases=hot_phrases,
-            wants_words=options.has_words and not is_partial,
+            hot_phrases=vocabulary.hot_phrases,
+            phrases=None if is_partial else vocabulary.phrases,
+            wants_words=options.has_words,
             priority=priority,
             deadline_s=deadline_s,
+        )
+
+    async def _phrase(
+        self,
+        samples: NDArray[np.float32],
+        options: RecognitionOptions,
+        request: WindowRequest,
+        region: SpeechSpan | None,
+    ) -> Transcript:
+        """Return which phrase is said in one stretch of speech, in a window of its own; None is no speech."""
+        if region is None:
+            return Transcript([], request.language, 0.0, 0, PhaseTimes(), PhraseMatch())
+        if region.end - region.start > self.spec.window_samples:
+            limit_s = self.spec.window_samples // self.spec.mel.sample_rate_hz
+            got = f"{(region.end - region.start) / self.spec.mel.sample_rate_hz:.1f} s"
+            raise InvalidField(
+                "audio", expected=f"at most {limit_s} s of speech with {options.field}.phrases", got=got
+            )
+        own = samples[region.start : region.end]
+        result = await self.decoder.decode(
+            replace(request, samples=own, has_timestamps=False, temperatures=(0.0,))
+        )
+        match = self._match(result, options)
+        segment = Segment(
+            region.start, region.end, match.phrase or "", result.reading.avg_logprob, result.no_speech, 0.0
+        )
+        return Transcript(
+            segments=[segment] if match.phrase else [],
+            language=result.language,
+            language_probability=result.language_probability,
+            num_speech_samples=len(own),
+            times=_times(result),
+            match=match,
+        )
+
+    def _match(self, result: WindowResult, options: RecognitionOptions) -> PhraseMatch:
+        reading = result.reading
+        if QualityRules().is_silence(avg_logprob=reading.avg_logprob, no_speech=result.no_speech):
+            return PhraseMatch()
+        return matched(
+            options.phrases,
+            result.phrase_logprobs,
+            heard=self._tokenizer.decode(reading.token_ids),
+            heard_logprob=reading.logprob,
+            threshold=options.phrase_threshold,
         )
 
     async def _region(
@@ -325,6 +373,11 @@ def speech_regions(spans: Sequence[SpeechSpan], spec: WhisperSpec) -> list[Speec
         else:
             regions.append(span)
     return regions
+
+
+def _hull(regions: Sequence[SpeechSpan]) -> SpeechSpan | None:
+    """Return the stretch from the first region to the last; None when there are none."""
+    return SpeechSpan(regions[0].start, regions[-1].end) if regions else None
 
 
 def _times(result: WindowResult) -> PhaseTimes:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from aimass_speech.spoken_form import spoken_form
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages written without spaces between words: every character is a word of its own."""
@@ -70,9 +72,8 @@ class TranscriptTokenizer:
     def spoken(self, token_ids: Sequence[int]) -> str:
         """Return the words as they sound: no capitals, marks or times. Cut-off characters stay as ids."""
         text = self.decode(token_ids)
-        plain = "".join(c if c.isalnum() or c == "'" else " " for c in text.casefold())
         cut = str(self.text_ids(token_ids)[-4:]) if text.endswith(_REPLACEMENT) else ""
-        return " ".join(plain.split()) + cut
+        return spoken_form(text) + cut
 
     def split_words(self, token_ids: Sequence[int], *, language: str) -> list[WordTokens]:
         """Return the words, each with the space before it; characters are never split.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimass_speech.hot_phrases import HotPhrases
+from aimass_speech.phrase_tree import PhraseTree
 from aimass_speech.word_alignment import AlignedWord
 
 FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -62,11 +63,15 @@ class WindowRequest:
     """Tried in turn until an output passes the rules."""
     rules: QualityRules = QualityRules()
     num_beams: int = 1
-    """At temperature 0; above it one output is drawn."""
+    """At temperature 0; above it outputs are drawn."""
+    best_of: int = 1
+    """Outputs drawn at each temperature above 0, of which the most probable counts."""
     num_readings: int = 1
     """Readings wanted that differ in words; more than one takes a second search."""
     max_new_tokens: int = 224
     hot_phrases: HotPhrases | None = None
+    phrases: PhraseTree | None = None
+    """Phrases to score beside the free reading."""
     wants_words: bool = False
     priority: Priority = Priority.FILE
     deadline_s: float | None = None
@@ -84,6 +89,11 @@ class Reading:
     avg_logprob: float
     """Mean over the tokens, the one that ended it included."""
 
+    @property
+    def logprob(self) -> float:
+        """Sum over the tokens, the one that ended it included."""
+        return self.avg_logprob * (len(self.token_ids) + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class WindowResult:
@@ -98,6 +108,8 @@ class WindowResult:
     language: str
     language_probability: float
     words: Sequence[AlignedWord] = ()
+    phrase_logprobs: Mapping[int, float] = field(default_factory=dict)
+    """Natural log-probability of each phrase, by its number, as far as it counts."""
     submitted_ns: int = 0
     started_ns: int = 0
     encoded_ns: int = 0

@@ -16,67 +16,25 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import numpy as np
-from aimass_decoding.cross_attention import SourceMemory
-from aimass_serving.errors import AimassError, DeadlineExceeded, Draining, ModelFailed, Overloaded
+from aimass_serving.errors import DeadlineExceeded, Draining, ModelFailed, Overloaded
 from numpy.typing import NDArray
 
-from aimass_speech.attempt import Attempt, BeamAttempt, SingleAttempt
+from aimass_speech.attempt import BeamAttempt
 from aimass_speech.config import SpeechConfig
+from aimass_speech.phrase_search import PhraseAttempt, PhraseSearch
 from aimass_speech.token_rules import TokenRules, log_softmax
 from aimass_speech.transcript_tokenizer import TranscriptTokenizer
 from aimass_speech.whisper_model import WhisperModel
 from aimass_speech.window import Priority, Reading, WindowRequest, WindowResult
+from aimass_speech.window_job import PHRASE_WIDTH, WindowJob, settle
 from aimass_speech.word_alignment import AlignedWord, aligned_words, token_starts
 
 logger = logging.getLogger(__name__)
 
 _MORE_TOKENS = 16
 """Another reading is at most so much longer than the best."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A window on its way. The event loop reads `done`; everything else belongs to the thread."""
-
-    request: WindowRequest
-    number: int
-    done: asyncio.Future[WindowResult]
-    submitted_ns: int
-    started_ns: int = 0
-    encoded_ns: int = 0
-    memory: SourceMemory | None = None
-    slots: list[int] = field(default_factory=list)
-    rules: TokenRules | None = None
-    attempt: Attempt | None = None
-    best: Reading | None = None
-    """The reading that was taken, while other readings are searched for."""
-    num_attempts: int = 0
-    start_ids: tuple[int, ...] = ()
-    """Every token before the first that is chosen."""
-    language: str = ""
-    language_probability: float = 1.0
-    no_speech: float = 0.0
-
-    @property
-    def num_slots(self) -> int:
-        return self.request.num_beams
-
-    @property
-    def wants_others(self) -> bool:
-        """Whether other readings are still to be searched for."""
-        return self.request.num_readings > 1 and self.best is None and self.temperature == 0
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Lowest first."""
-        return (-self.request.priority, self.number)
-
-    @property
-    def temperature(self) -> float:
-        return self.request.temperatures[self.num_attempts - 1]
 
 
 class WindowDecoder:
@@ -98,8 +56,8 @@ class WindowDecoder:
         self._permit = permit
         self._numbers = itertools.count()
         self._changed = threading.Condition()
-        self._waiting: list[_Job] = []  # guarded by _changed
-        self._active: list[_Job] = []  # the thread's own
+        self._waiting: list[WindowJob] = []  # guarded by _changed
+        self._active: list[WindowJob] = []  # the thread's own
         self._free = list(range(model.num_slots))
         self._is_closed = False
         self._is_draining = False
@@ -121,7 +79,7 @@ class WindowDecoder:
         Raises `Overloaded`, `Draining`, `DeadlineExceeded`, `ModelFailed`.
         """
         done: asyncio.Future[WindowResult] = asyncio.get_running_loop().create_future()
-        job = _Job(request, next(self._numbers), done, time.time_ns())
+        job = WindowJob(request, next(self._numbers), done, time.time_ns())
         with self._changed:
             if self._is_closed or self._is_draining:
                 raise Draining
@@ -147,7 +105,7 @@ class WindowDecoder:
         if self._thread.is_alive():
             self._thread.join()
         for job in (*self._waiting, *self._active):
-            _settle(job, Draining())
+            settle(job, Draining())
 
     # On the decoding thread.
 
@@ -174,12 +132,12 @@ class WindowDecoder:
         for job in jobs:
             deadline_s = job.request.deadline_s
             if deadline_s is not None and deadline_s <= now_s and not job.done.done():
-                _settle(job, DeadlineExceeded(phase="queue" if job.attempt is None else "decode"))
+                settle(job, DeadlineExceeded(phase="queue" if job.attempt is None else "decode"))
                 self._release(job)
             elif job.done.done():
                 self._release(job)
 
-    def _admitted(self) -> _Job | None:
+    def _admitted(self) -> WindowJob | None:
         """Take the most urgent window off the queue, unless more urgent ones are in work or slots lack."""
         with self._changed:
             job = min(self._waiting, key=lambda job: job.urgency, default=None)
@@ -191,7 +149,7 @@ class WindowDecoder:
         job.slots = [self._free.pop(0) for _ in range(job.num_slots)]
         return job
 
-    def _guarded(self, jobs: Sequence[_Job], work: Callable[[], None]) -> None:
+    def _guarded(self, jobs: Sequence[WindowJob], work: Callable[[], None]) -> None:
         """Run the model; a failure costs the windows it was run for, and no others."""
         try:
             with self._permit:
@@ -199,10 +157,10 @@ class WindowDecoder:
         except Exception as error:
             logger.exception("model %s failed on %d windows", self._name, len(jobs))
             for job in list(jobs):
-                _settle(job, ModelFailed(self._name, detail=f"its graph raised {type(error).__name__}"))
+                settle(job, ModelFailed(self._name, detail=f"its graph raised {type(error).__name__}"))
                 self._release(job)
 
-    def _release(self, job: _Job) -> None:
+    def _release(self, job: WindowJob) -> None:
         with self._changed:
             for jobs in (self._waiting, self._active):
                 if job in jobs:
@@ -210,7 +168,7 @@ class WindowDecoder:
         self._free = sorted([*self._free, *job.slots])
         job.slots = []
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: WindowJob) -> None:
         """Encode a window, listen for its language, and start its first attempt."""
         job.started_ns = time.time_ns()
         spec, request = self._model.spec, job.request
@@ -237,7 +195,7 @@ class WindowDecoder:
         wanted_s = max(config.live_window_floor_s, len(request.samples) / rate + config.live_window_margin_s)
         return min(spec.window_samples, math.ceil(wanted_s) * rate)
 
-    def _detect_language(self, job: _Job) -> None:
+    def _detect_language(self, job: WindowJob) -> None:
         spec = self._model.spec
         first = np.array([spec.start_of_transcript], np.int64)
         logits = self._model.runner.prefill(job.slots[0], first, start=0)
@@ -246,30 +204,30 @@ class WindowDecoder:
         best = int(logprobs.argmax())
         job.language, job.language_probability = codes[best], float(np.exp(logprobs[best]))
 
-    def _start_attempt(self, job: _Job) -> None:
-        """Compute the tokens before the first that is chosen, in one slot, and choose the first."""
-        assert job.rules is not None, "set before the first attempt"
+    def _start_attempt(self, job: WindowJob) -> None:
+        """Begin at the next temperature."""
         job.num_attempts += 1
-        request, end_of_text = job.request, self._model.spec.end_of_text
-        room = min(request.max_new_tokens, self._model.spec.max_positions - len(job.start_ids) - 1)
-        if request.num_beams > 1 and job.temperature == 0:
-            job.attempt = BeamAttempt(
-                job.rules, end_of_text=end_of_text, max_new_tokens=room, num_beams=request.num_beams
-            )
-        else:
-            job.attempt = SingleAttempt(
-                job.rules,
-                end_of_text=end_of_text,
-                max_new_tokens=room,
-                temperature=job.temperature,
-                seed=job.num_attempts,
-            )
+        job.drawn = []
+        self._attempt(job)
+
+    def _attempt(self, job: WindowJob) -> None:
+        """Compute the tokens before the first that is chosen, in one slot, and choose the first."""
+        spec, request = self._model.spec, job.request
+        self._widen(job, job.missing_draws)
+        room = min(request.max_new_tokens, spec.max_positions - len(job.start_ids) - 1)
+        job.attempt = job.free_attempt(end_of_text=spec.end_of_text, room=room)
         self._advance(job, self._prefill(job)[None])
 
-    def _prefill(self, job: _Job) -> NDArray[np.float32]:
-        """Return the logits [vocab] after the start tokens; on the way, listen whether there is speech."""
+    def _widen(self, job: WindowJob, num_wanted: int) -> None:
+        """Give a window more slots while there are free ones; what does not fit is drawn afterwards."""
+        while len(job.slots) < num_wanted and self._free:
+            job.slots.append(self._free.pop(0))
+            self._model.runner.copy_memory(job.slots[0], job.slots[-1])
+
+    def _prefill(self, job: WindowJob, more: Sequence[int] = ()) -> NDArray[np.float32]:
+        """Return the logits [vocab] after the start tokens and `more`; on the way, listen for speech."""
         spec, runner, slot = self._model.spec, self._model.runner, job.slots[0]
-        ids = np.array(job.start_ids, np.int64)
+        ids = np.array([*job.start_ids, *more], np.int64)
         place = int(np.flatnonzero(ids == spec.start_of_transcript)[-1]) + 1
         logits = runner.prefill(slot, ids[:place], start=0)
         job.no_speech = float(np.exp(log_softmax(logits.copy())[spec.no_speech]))
@@ -289,18 +247,34 @@ class WindowDecoder:
             assert job.attempt is not None, "windows in work have begun"
             self._advance(job, logits[job.slots[: len(job.attempt.tokens)]])
 
-    def _advance(self, job: _Job, logits: NDArray[np.float32]) -> None:
+    def _advance(self, job: WindowJob, logits: NDArray[np.float32]) -> None:
         assert job.attempt is not None, "windows in work have begun"
         parents = job.attempt.advance(logits)
-        if parents is None and job.best is not None:
-            self._finish(job, job.attempt.readings())
-        elif parents is None:
-            self._judge(job, job.attempt.readings())
-        elif len(job.slots) > 1:
-            num_tokens = len(job.start_ids) + job.attempt.num_tokens - 1
-            self._reorder(job, [job.slots[parent] for parent in parents], num_tokens)
+        if parents is None:
+            self._end_attempt(job, job.attempt.readings())
+        else:
+            self._follow(job, parents)
 
-    def _reorder(self, job: _Job, sources: Sequence[int], num_tokens: int) -> None:
+    def _follow(self, job: WindowJob, parents: Sequence[int]) -> None:
+        """Let each slot go on from that of its parent."""
+        assert job.attempt is not None, "windows in work have begun"
+        num_tokens = len(job.start_ids) + job.attempt.num_tokens - 1
+        self._reorder(job, [job.slots[parent] for parent in parents], num_tokens)
+
+    def _end_attempt(self, job: WindowJob, readings: list[Reading]) -> None:
+        """Go on to what is still to be done for a window."""
+        if job.phrases is not None:
+            self._score_phrases(job)
+        elif job.best is not None:
+            self._finish(job, readings)
+        else:
+            job.drawn += readings if job.temperature > 0 else []
+            if job.missing_draws > 0:
+                self._attempt(job)
+            else:
+                self._judge(job, sorted(job.drawn, key=lambda one: -one.avg_logprob) or readings)
+
+    def _reorder(self, job: WindowJob, sources: Sequence[int], num_tokens: int) -> None:
         """Let each slot of a beam search go on from the cache of its parent."""
         moves = {
             target: source for target, source in zip(job.slots, sources, strict=False) if target != source
@@ -315,7 +289,7 @@ class WindowDecoder:
                 continue
             self._model.runner.copy_slot(moves.pop(free), free, num_tokens=num_tokens)
 
-    def _judge(self, job: _Job, readings: list[Reading]) -> None:
+    def _judge(self, job: WindowJob, readings: list[Reading]) -> None:
         """Take an output, or try again at the next temperature."""
         best = readings[0]
         text = self._tokenizer.decode(best.token_ids)
@@ -324,18 +298,25 @@ class WindowDecoder:
         )
         if is_failure and job.num_attempts < len(job.request.temperatures):
             self._start_attempt(job)
+        elif job.request.phrases is not None:
+            job.best = best
+            job.phrases = PhraseSearch(
+                job.request.phrases,
+                end_of_text=self._model.spec.end_of_text,
+                heard_logprob=best.logprob,
+            )
+            self._score_phrases(job)
         elif job.wants_others:
             job.best = best
             self._search_others(job, best)
         else:
             self._finish(job, readings)
 
-    def _search_others(self, job: _Job, best: Reading) -> None:
+    def _search_others(self, job: WindowJob, best: Reading) -> None:
         """Search again, for the best readings that differ in words; the one that was taken stays first."""
-        assert job.rules is not None, "set before the first attempt"
         room = self._model.spec.max_positions - len(job.start_ids) - 1
         job.attempt = BeamAttempt(
-            job.rules,
+            job.the_rules,
             end_of_text=self._model.spec.end_of_text,
             max_new_tokens=min(room, len(best.token_ids) + _MORE_TOKENS),
             num_beams=job.request.num_beams,
@@ -343,7 +324,19 @@ class WindowDecoder:
         )
         self._advance(job, self._prefill(job)[None])
 
-    def _finish(self, job: _Job, readings: list[Reading]) -> None:
+    def _score_phrases(self, job: WindowJob) -> None:
+        """Follow the most probable beginnings that wait; finish when none can matter any more."""
+        assert job.phrases is not None, "set before the first"
+        self._widen(job, PHRASE_WIDTH)
+        while (beginning := job.phrases.next_beginning()) is not None:
+            job.attempt = PhraseAttempt(job.phrases, beginning, width=len(job.slots))
+            parents = job.attempt.advance(self._prefill(job, beginning.token_ids)[None])
+            if parents is not None:
+                self._follow(job, parents)
+                return
+        self._finish(job, [])
+
+    def _finish(self, job: WindowJob, readings: list[Reading]) -> None:
         if job.best is not None:
             spoken = self._tokenizer.spoken
             others = [other for other in readings if spoken(other.token_ids) != spoken(job.best.token_ids)]
@@ -357,15 +350,16 @@ class WindowDecoder:
             language=job.language or "en",
             language_probability=job.language_probability,
             words=words,
+            phrase_logprobs=job.phrases.logprobs if job.phrases is not None else {},
             submitted_ns=job.submitted_ns,
             started_ns=job.started_ns,
             encoded_ns=job.encoded_ns,
             finished_ns=time.time_ns(),
         )
-        _settle(job, result)
+        settle(job, result)
         self._release(job)
 
-    def _words(self, job: _Job, reading: Reading) -> Sequence[AlignedWord]:
+    def _words(self, job: WindowJob, reading: Reading) -> Sequence[AlignedWord]:
         spec, text_ids = self._model.spec, self._tokenizer.text_ids(reading.token_ids)
         num_frames = len(job.request.samples) // spec.frame_samples
         if not text_ids or num_frames < 1 or job.memory is None:
@@ -387,20 +381,3 @@ def compression_ratio(text: str) -> float:
     """Return how many times shorter a text becomes when compressed: high for text that repeats itself."""
     content = text.encode()
     return len(content) / len(zlib.compress(content)) if content else 0.0
-
-
-def _settle(job: _Job, outcome: WindowResult | AimassError) -> None:
-    """Hand the outcome to the event loop, unless nobody waits any more."""
-
-    def settle() -> None:
-        if job.done.done():
-            return
-        if isinstance(outcome, AimassError):
-            job.done.set_exception(outcome)
-        else:
-            job.done.set_result(outcome)
-
-    try:
-        job.done.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:
-        logger.debug("the event loop has ended: nobody waits for what was computed last")

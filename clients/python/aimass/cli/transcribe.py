@@ -48,6 +48,10 @@ BeamSize = Annotated[int | None, typer.Option(help="Beams of the search; 1 is gr
 HotPhrase = Annotated[
     list[str] | None, typer.Option("--hot-phrase", help="Favour this phrase; may be repeated.")
 ]
+Phrase = Annotated[
+    list[str] | None,
+    typer.Option("--phrase", help="Answer this phrase, or another one given so, or nothing."),
+]
 
 
 def transcribe(
@@ -63,6 +67,7 @@ def transcribe(
     translate: Translate = False,
     beam_size: BeamSize = None,
     hot_phrase: HotPhrase = None,
+    phrase: Phrase = None,
     deadline_s: Deadline = None,
 ) -> None:
     """Write down the speech of a recording."""
@@ -71,7 +76,8 @@ def transcribe(
         translate=translate,
         beam_size=beam_size,
         hot_phrases=dict.fromkeys(hot_phrase or (), None),
-        word_times=output is TranscriptFormat.JSON,
+        phrases=phrase or (),
+        word_times=output is TranscriptFormat.JSON and not phrase,
     )
     with connected(ctx, address) as connection:
         name = model or _only_recogniser(connection)
@@ -168,7 +174,7 @@ def _follow(events: Iterator[RecognitionEvent], audio: _WavPieces, output: Trans
             progress.update(bar, completed=audio.seconds_read)
             if isinstance(event, Final):
                 segments.append(event.segment)
-                if output is TranscriptFormat.TEXT:
+                if output is TranscriptFormat.TEXT and event.segment.text:
                     typer.echo(event.segment.text.strip())
             _show(event, lambda text: progress.update(bar, description=text))
     if output is not TranscriptFormat.TEXT:

@@ -900,7 +900,9 @@ class RerankRequest(_message.Message):
     """Optional. The caller's name for this request in logs and traces: at most 128 printable ASCII characters."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. 1 to the server's limit of items (ModelLimits.max_batch_items), each not empty."""
+        """Required. At least one, each not empty. Query and documents together are at most the server's limit of
+        items (ModelLimits.max_batch_items).
+        """
 
     @_builtins.property
     def options(self) -> Global___RerankOptions:
@@ -952,7 +954,9 @@ class RerankOptions(_message.Message):
     """Optional. Send the documents back with their scores."""
     @_builtins.property
     def chunking(self) -> _ranking_pb2.Chunking:
-        """Optional. Embedding models: split a document longer than the model takes. Excludes `truncation`."""
+        """Optional. Split a document longer than the model takes. Excludes `truncation`. With a cross-encoder the
+        document counts as its best piece.
+        """
 
     def __init__(
         self,

@@ -97,8 +97,8 @@ Global___RelevanceScore: _TypeAlias = RelevanceScore  # noqa: Y015
 @_typing.final
 class Chunking(_message.Message):
     """Chunking splits the tokens of a text longer than the model takes into pieces that it takes, each with the
-    special tokens and the prompt around it. The text's vector is the mean of the pieces', each weighted by its
-    tokens; a text that fits is read whole.
+    special tokens and the prompt around it. The text's vector is the mean of those of its pieces, each weighted
+    by its tokens. A text that fits is read whole.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

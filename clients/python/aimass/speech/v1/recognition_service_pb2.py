@@ -23,52 +23,55 @@ _sym_db = _symbol_database.Default()
 
 
 from aimass.speech.v1 import audio_pb2 as aimass_dot_speech_dot_v1_dot_audio__pb2
+from aimass.speech.v1 import keywords_pb2 as aimass_dot_speech_dot_v1_dot_keywords__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*aimass/speech/v1/recognition_service.proto\x12\x10\x61imass.speech.v1\x1a\x1c\x61imass/speech/v1/audio.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcd\x02\n\x12RecognitionOptions\x12\x10\n\x08language\x18\x01 \x01(\t\x12/\n\x04task\x18\x02 \x01(\x0e\x32!.aimass.speech.v1.RecognitionTask\x12\x16\n\tbeam_size\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nword_times\x18\x04 \x01(\x08\x12\x1d\n\x10max_alternatives\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x30\n\x0bhot_phrases\x18\x06 \x03(\x0b\x32\x1b.aimass.speech.v1.HotPhrase\x12\x16\n\x0einitial_prompt\x18\t \x01(\t\x12\"\n\x15voice_activity_filter\x18\n \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_beam_sizeB\x13\n\x11_max_alternativesB\x18\n\x16_voice_activity_filter\"9\n\tHotPhrase\x12\x0e\n\x06phrase\x18\x01 \x01(\t\x12\x12\n\x05\x62oost\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x08\n\x06_boost\"\xaa\x01\n\x10RecognizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61udio\x18\x02 \x01(\x0c\x12-\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x1d.aimass.speech.v1.AudioFormat\x12\x35\n\x07options\x18\x04 \x01(\x0b\x32$.aimass.speech.v1.RecognitionOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x9c\x02\n\x11RecognizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08segments\x18\x02 \x03(\x0b\x32\x19.aimass.speech.v1.Segment\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x1c\n\x14language_probability\x18\x04 \x01(\x02\x12\x31\n\x0e\x61udio_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fspeech_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x07timings\x18\t \x01(\x0b\x32$.aimass.speech.v1.RecognitionTimings\"\x8e\x02\n\x07Segment\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0b\x61vg_logprob\x18\x04 \x01(\x02\x12\x1d\n\x15no_speech_probability\x18\x05 \x01(\x02\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12%\n\x05words\x18\x07 \x03(\x0b\x32\x16.aimass.speech.v1.Word\x12\x33\n\x0c\x61lternatives\x18\x08 \x03(\x0b\x32\x1d.aimass.speech.v1.Alternative\"z\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nconfidence\x18\x04 \x01(\x02\"0\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0b\x61vg_logprob\x18\x02 \x01(\x02\"\x8b\x01\n\x12RecognitionTimings\x12\x10\n\x08\x61udio_ms\x18\x01 \x01(\x01\x12\x19\n\x11voice_activity_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x11\n\tdecode_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01\"\xa1\x01\n\x19StreamingRecognizeRequest\x12>\n\x06\x63onfig\x18\x01 \x01(\x0b\x32,.aimass.speech.v1.StreamingRecognitionConfigH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x12(\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x17.aimass.speech.v1.FlushH\x00\x42\t\n\x07request\"\xee\x01\n\x1aStreamingRecognitionConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x1d.aimass.speech.v1.AudioFormat\x12\x35\n\x07options\x18\x03 \x01(\x0b\x32$.aimass.speech.v1.RecognitionOptions\x12\x17\n\x0finterim_results\x18\x04 \x01(\x08\x12.\n\x0b\x65nd_silence\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x13\n\x05\x46lush\x12\n\n\x02id\x18\x01 \x01(\t\"\xed\x01\n\x1aStreamingRecognizeResponse\x12\x32\n\x07interim\x18\x01 \x01(\x0b\x32\x1f.aimass.speech.v1.InterimResultH\x00\x12.\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1d.aimass.speech.v1.FinalResultH\x00\x12\x34\n\x08\x61\x63tivity\x18\x03 \x01(\x0b\x32 .aimass.speech.v1.SpeechActivityH\x00\x12,\n\x07\x66lushed\x18\x04 \x01(\x0b\x32\x19.aimass.speech.v1.FlushedH\x00\x42\x07\n\x05\x65vent\"e\n\rInterimResult\x12\x11\n\tutterance\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ommitted_text\x18\x02 \x01(\t\x12\x16\n\x0etentative_text\x18\x03 \x01(\t\x12\x11\n\tstability\x18\x04 \x01(\x02\"w\n\x0b\x46inalResult\x12\x11\n\tutterance\x18\x01 \x01(\x05\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x19.aimass.speech.v1.Segment\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x17\n\x0f\x66inalization_ms\x18\x04 \x01(\x01\"\xa8\x01\n\x0eSpeechActivity\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.aimass.speech.v1.SpeechActivity.Kind\x12%\n\x02\x61t\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_BEGIN\x10\x01\x12\x0c\n\x08KIND_END\x10\x02\"\x15\n\x07\x46lushed\x12\n\n\x02id\x18\x01 \x01(\t*t\n\x0fRecognitionTask\x12 \n\x1cRECOGNITION_TASK_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRECOGNITION_TASK_TRANSCRIBE\x10\x01\x12\x1e\n\x1aRECOGNITION_TASK_TRANSLATE\x10\x02\x32\xe5\x01\n\x18SpeechRecognitionService\x12T\n\tRecognize\x12\".aimass.speech.v1.RecognizeRequest\x1a#.aimass.speech.v1.RecognizeResponse\x12s\n\x12StreamingRecognize\x12+.aimass.speech.v1.StreamingRecognizeRequest\x1a,.aimass.speech.v1.StreamingRecognizeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*aimass/speech/v1/recognition_service.proto\x12\x10\x61imass.speech.v1\x1a\x1c\x61imass/speech/v1/audio.proto\x1a\x1f\x61imass/speech/v1/keywords.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb4\x03\n\x12RecognitionOptions\x12\x10\n\x08language\x18\x01 \x01(\t\x12/\n\x04task\x18\x02 \x01(\x0e\x32!.aimass.speech.v1.RecognitionTask\x12\x16\n\tbeam_size\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nword_times\x18\x04 \x01(\x08\x12\x1d\n\x10max_alternatives\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x30\n\x0bhot_phrases\x18\x06 \x03(\x0b\x32\x1b.aimass.speech.v1.HotPhrase\x12\x0f\n\x07phrases\x18\x07 \x03(\t\x12\x1d\n\x10phrase_threshold\x18\x08 \x01(\x02H\x02\x88\x01\x01\x12\x16\n\x0einitial_prompt\x18\t \x01(\t\x12\"\n\x15voice_activity_filter\x18\n \x01(\x08H\x03\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x0b \x01(\x05H\x04\x88\x01\x01\x42\x0c\n\n_beam_sizeB\x13\n\x11_max_alternativesB\x13\n\x11_phrase_thresholdB\x18\n\x16_voice_activity_filterB\n\n\x08_best_of\"9\n\tHotPhrase\x12\x0e\n\x06phrase\x18\x01 \x01(\t\x12\x12\n\x05\x62oost\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x08\n\x06_boost\"\xaa\x01\n\x10RecognizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61udio\x18\x02 \x01(\x0c\x12-\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x1d.aimass.speech.v1.AudioFormat\x12\x35\n\x07options\x18\x04 \x01(\x0b\x32$.aimass.speech.v1.RecognitionOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xf2\x02\n\x11RecognizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08segments\x18\x02 \x03(\x0b\x32\x19.aimass.speech.v1.Segment\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x1c\n\x14language_probability\x18\x04 \x01(\x02\x12\x31\n\x0e\x61udio_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fspeech_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06phrase\x18\x07 \x01(\tH\x00\x88\x01\x01\x12\x34\n\rphrase_scores\x18\x08 \x03(\x0b\x32\x1d.aimass.speech.v1.PhraseScore\x12\x35\n\x07timings\x18\t \x01(\x0b\x32$.aimass.speech.v1.RecognitionTimingsB\t\n\x07_phrase\",\n\x0bPhraseScore\x12\x0e\n\x06phrase\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\x8e\x02\n\x07Segment\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0b\x61vg_logprob\x18\x04 \x01(\x02\x12\x1d\n\x15no_speech_probability\x18\x05 \x01(\x02\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12%\n\x05words\x18\x07 \x03(\x0b\x32\x16.aimass.speech.v1.Word\x12\x33\n\x0c\x61lternatives\x18\x08 \x03(\x0b\x32\x1d.aimass.speech.v1.Alternative\"z\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nconfidence\x18\x04 \x01(\x02\"0\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0b\x61vg_logprob\x18\x02 \x01(\x02\"\x8b\x01\n\x12RecognitionTimings\x12\x10\n\x08\x61udio_ms\x18\x01 \x01(\x01\x12\x19\n\x11voice_activity_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x11\n\tdecode_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01\"\xa1\x01\n\x19StreamingRecognizeRequest\x12>\n\x06\x63onfig\x18\x01 \x01(\x0b\x32,.aimass.speech.v1.StreamingRecognitionConfigH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x12(\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x17.aimass.speech.v1.FlushH\x00\x42\t\n\x07request\"\xee\x01\n\x1aStreamingRecognitionConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x1d.aimass.speech.v1.AudioFormat\x12\x35\n\x07options\x18\x03 \x01(\x0b\x32$.aimass.speech.v1.RecognitionOptions\x12\x17\n\x0finterim_results\x18\x04 \x01(\x08\x12.\n\x0b\x65nd_silence\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x13\n\x05\x46lush\x12\n\n\x02id\x18\x01 \x01(\t\"\xed\x01\n\x1aStreamingRecognizeResponse\x12\x32\n\x07interim\x18\x01 \x01(\x0b\x32\x1f.aimass.speech.v1.InterimResultH\x00\x12.\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1d.aimass.speech.v1.FinalResultH\x00\x12\x34\n\x08\x61\x63tivity\x18\x03 \x01(\x0b\x32 .aimass.speech.v1.SpeechActivityH\x00\x12,\n\x07\x66lushed\x18\x04 \x01(\x0b\x32\x19.aimass.speech.v1.FlushedH\x00\x42\x07\n\x05\x65vent\"e\n\rInterimResult\x12\x11\n\tutterance\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ommitted_text\x18\x02 \x01(\t\x12\x16\n\x0etentative_text\x18\x03 \x01(\t\x12\x11\n\tstability\x18\x04 \x01(\x02\"\xcd\x01\n\x0b\x46inalResult\x12\x11\n\tutterance\x18\x01 \x01(\x05\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x19.aimass.speech.v1.Segment\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x17\n\x0f\x66inalization_ms\x18\x04 \x01(\x01\x12\x13\n\x06phrase\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x34\n\rphrase_scores\x18\x06 \x03(\x0b\x32\x1d.aimass.speech.v1.PhraseScoreB\t\n\x07_phrase\"\xa8\x01\n\x0eSpeechActivity\x12\x33\n\x04kind\x18\x01 \x01(\x0e\x32%.aimass.speech.v1.SpeechActivity.Kind\x12%\n\x02\x61t\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_BEGIN\x10\x01\x12\x0c\n\x08KIND_END\x10\x02\"\x15\n\x07\x46lushed\x12\n\n\x02id\x18\x01 \x01(\t*t\n\x0fRecognitionTask\x12 \n\x1cRECOGNITION_TASK_UNSPECIFIED\x10\x00\x12\x1f\n\x1bRECOGNITION_TASK_TRANSCRIBE\x10\x01\x12\x1e\n\x1aRECOGNITION_TASK_TRANSLATE\x10\x02\x32\xc8\x02\n\x18SpeechRecognitionService\x12T\n\tRecognize\x12\".aimass.speech.v1.RecognizeRequest\x1a#.aimass.speech.v1.RecognizeResponse\x12s\n\x12StreamingRecognize\x12+.aimass.speech.v1.StreamingRecognizeRequest\x1a,.aimass.speech.v1.StreamingRecognizeResponse(\x01\x30\x01\x12\x61\n\x0cSpotKeywords\x12%.aimass.speech.v1.SpotKeywordsRequest\x1a&.aimass.speech.v1.SpotKeywordsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.speech.v1.recognition_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECOGNITIONTASK']._serialized_start=2654
-  _globals['_RECOGNITIONTASK']._serialized_end=2770
-  _globals['_RECOGNITIONOPTIONS']._serialized_start=127
-  _globals['_RECOGNITIONOPTIONS']._serialized_end=460
-  _globals['_HOTPHRASE']._serialized_start=462
-  _globals['_HOTPHRASE']._serialized_end=519
-  _globals['_RECOGNIZEREQUEST']._serialized_start=522
-  _globals['_RECOGNIZEREQUEST']._serialized_end=692
-  _globals['_RECOGNIZERESPONSE']._serialized_start=695
-  _globals['_RECOGNIZERESPONSE']._serialized_end=979
-  _globals['_SEGMENT']._serialized_start=982
-  _globals['_SEGMENT']._serialized_end=1252
-  _globals['_WORD']._serialized_start=1254
-  _globals['_WORD']._serialized_end=1376
-  _globals['_ALTERNATIVE']._serialized_start=1378
-  _globals['_ALTERNATIVE']._serialized_end=1426
-  _globals['_RECOGNITIONTIMINGS']._serialized_start=1429
-  _globals['_RECOGNITIONTIMINGS']._serialized_end=1568
-  _globals['_STREAMINGRECOGNIZEREQUEST']._serialized_start=1571
-  _globals['_STREAMINGRECOGNIZEREQUEST']._serialized_end=1732
-  _globals['_STREAMINGRECOGNITIONCONFIG']._serialized_start=1735
-  _globals['_STREAMINGRECOGNITIONCONFIG']._serialized_end=1973
-  _globals['_FLUSH']._serialized_start=1975
-  _globals['_FLUSH']._serialized_end=1994
-  _globals['_STREAMINGRECOGNIZERESPONSE']._serialized_start=1997
-  _globals['_STREAMINGRECOGNIZERESPONSE']._serialized_end=2234
-  _globals['_INTERIMRESULT']._serialized_start=2236
-  _globals['_INTERIMRESULT']._serialized_end=2337
-  _globals['_FINALRESULT']._serialized_start=2339
-  _globals['_FINALRESULT']._serialized_end=2458
-  _globals['_SPEECHACTIVITY']._serialized_start=2461
-  _globals['_SPEECHACTIVITY']._serialized_end=2629
-  _globals['_SPEECHACTIVITY_KIND']._serialized_start=2571
-  _globals['_SPEECHACTIVITY_KIND']._serialized_end=2629
-  _globals['_FLUSHED']._serialized_start=2631
-  _globals['_FLUSHED']._serialized_end=2652
-  _globals['_SPEECHRECOGNITIONSERVICE']._serialized_start=2773
-  _globals['_SPEECHRECOGNITIONSERVICE']._serialized_end=3002
+  _globals['_RECOGNITIONTASK']._serialized_start=3009
+  _globals['_RECOGNITIONTASK']._serialized_end=3125
+  _globals['_RECOGNITIONOPTIONS']._serialized_start=160
+  _globals['_RECOGNITIONOPTIONS']._serialized_end=596
+  _globals['_HOTPHRASE']._serialized_start=598
+  _globals['_HOTPHRASE']._serialized_end=655
+  _globals['_RECOGNIZEREQUEST']._serialized_start=658
+  _globals['_RECOGNIZEREQUEST']._serialized_end=828
+  _globals['_RECOGNIZERESPONSE']._serialized_start=831
+  _globals['_RECOGNIZERESPONSE']._serialized_end=1201
+  _globals['_PHRASESCORE']._serialized_start=1203
+  _globals['_PHRASESCORE']._serialized_end=1247
+  _globals['_SEGMENT']._serialized_start=1250
+  _globals['_SEGMENT']._serialized_end=1520
+  _globals['_WORD']._serialized_start=1522
+  _globals['_WORD']._serialized_end=1644
+  _globals['_ALTERNATIVE']._serialized_start=1646
+  _globals['_ALTERNATIVE']._serialized_end=1694
+  _globals['_RECOGNITIONTIMINGS']._serialized_start=1697
+  _globals['_RECOGNITIONTIMINGS']._serialized_end=1836
+  _globals['_STREAMINGRECOGNIZEREQUEST']._serialized_start=1839
+  _globals['_STREAMINGRECOGNIZEREQUEST']._serialized_end=2000
+  _globals['_STREAMINGRECOGNITIONCONFIG']._serialized_start=2003
+  _globals['_STREAMINGRECOGNITIONCONFIG']._serialized_end=2241
+  _globals['_FLUSH']._serialized_start=2243
+  _globals['_FLUSH']._serialized_end=2262
+  _globals['_STREAMINGRECOGNIZERESPONSE']._serialized_start=2265
+  _globals['_STREAMINGRECOGNIZERESPONSE']._serialized_end=2502
+  _globals['_INTERIMRESULT']._serialized_start=2504
+  _globals['_INTERIMRESULT']._serialized_end=2605
+  _globals['_FINALRESULT']._serialized_start=2608
+  _globals['_FINALRESULT']._serialized_end=2813
+  _globals['_SPEECHACTIVITY']._serialized_start=2816
+  _globals['_SPEECHACTIVITY']._serialized_end=2984
+  _globals['_SPEECHACTIVITY_KIND']._serialized_start=2926
+  _globals['_SPEECHACTIVITY_KIND']._serialized_end=2984
+  _globals['_FLUSHED']._serialized_start=2986
+  _globals['_FLUSHED']._serialized_end=3007
+  _globals['_SPEECHRECOGNITIONSERVICE']._serialized_start=3128
+  _globals['_SPEECHRECOGNITIONSERVICE']._serialized_end=3456
 # @@protoc_insertion_point(module_scope)

@@ -57,8 +57,11 @@ class RecognitionOptions(_message.Message):
     WORD_TIMES_FIELD_NUMBER: _builtins.int
     MAX_ALTERNATIVES_FIELD_NUMBER: _builtins.int
     HOT_PHRASES_FIELD_NUMBER: _builtins.int
+    PHRASES_FIELD_NUMBER: _builtins.int
+    PHRASE_THRESHOLD_FIELD_NUMBER: _builtins.int
     INITIAL_PROMPT_FIELD_NUMBER: _builtins.int
     VOICE_ACTIVITY_FILTER_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
     language: _builtins.str
     """Optional. Language of the speech as a BCP 47 primary tag such as `en`; empty lets the model find out."""
     task: Global___RecognitionTask.ValueType
@@ -71,15 +74,29 @@ class RecognitionOptions(_message.Message):
     """Optional. Most readings of each stretch of up to 30 s, the best included. Range 1 to the number of beams.
     Default 1.
     """
+    phrase_threshold: _builtins.float
+    """Optional. Phrases mode: lowest score of a phrase that is answered. Range 0 to 1. Default 0.2."""
     initial_prompt: _builtins.str
     """Optional. Text that came before, as context. At most 1000 characters."""
     voice_activity_filter: _builtins.bool
     """Optional. Skip what is not speech before recognition. Default true where a voice-activity model is served;
     without, windows follow one another, each with the text before as context.
     """
+    best_of: _builtins.int
+    """Optional. Outputs that are drawn at each temperature above 0, of which the most probable is taken: it counts
+    only where the most probable text at temperature 0 fails its checks. Range 1 to 8. Default 5 for recordings,
+    1 for live streams.
+    """
     @_builtins.property
     def hot_phrases(self) -> _containers.RepeatedCompositeFieldContainer[Global___HotPhrase]:
         """Optional. Phrases to favour, such as names. At most 500, each of 1 to 100 characters."""
+
+    @_builtins.property
+    def phrases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Phrases mode: answer one of these phrases, or none. At most 1000, each of 1 to 100 characters.
+        Excludes hot_phrases, initial_prompt, word_times, max_alternatives and translation. A recording may then
+        hold at most 30 s from its first speech to its last.
+        """
 
     def __init__(
         self,
@@ -90,23 +107,34 @@ class RecognitionOptions(_message.Message):
         word_times: _builtins.bool = ...,
         max_alternatives: _builtins.int | None = ...,
         hot_phrases: _abc.Iterable[Global___HotPhrase] | None = ...,
+        phrases: _abc.Iterable[_builtins.str] | None = ...,
+        phrase_threshold: _builtins.float | None = ...,
         initial_prompt: _builtins.str = ...,
         voice_activity_filter: _builtins.bool | None = ...,
+        best_of: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_max_alternatives", b"_max_alternatives", "_voice_activity_filter", b"_voice_activity_filter", "beam_size", b"beam_size", "max_alternatives", b"max_alternatives", "voice_activity_filter", b"voice_activity_filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_best_of", b"_best_of", "_max_alternatives", b"_max_alternatives", "_phrase_threshold", b"_phrase_threshold", "_voice_activity_filter", b"_voice_activity_filter", "beam_size", b"beam_size", "best_of", b"best_of", "max_alternatives", b"max_alternatives", "phrase_threshold", b"phrase_threshold", "voice_activity_filter", b"voice_activity_filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_max_alternatives", b"_max_alternatives", "_voice_activity_filter", b"_voice_activity_filter", "beam_size", b"beam_size", "hot_phrases", b"hot_phrases", "initial_prompt", b"initial_prompt", "language", b"language", "max_alternatives", b"max_alternatives", "task", b"task", "voice_activity_filter", b"voice_activity_filter", "word_times", b"word_times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size", "_best_of", b"_best_of", "_max_alternatives", b"_max_alternatives", "_phrase_threshold", b"_phrase_threshold", "_voice_activity_filter", b"_voice_activity_filter", "beam_size", b"beam_size", "best_of", b"best_of", "hot_phrases", b"hot_phrases", "initial_prompt", b"initial_prompt", "language", b"language", "max_alternatives", b"max_alternatives", "phrase_threshold", b"phrase_threshold", "phrases", b"phrases", "task", b"task", "voice_activity_filter", b"voice_activity_filter", "word_times", b"word_times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beam_size: _TypeAlias = _typing.Literal["beam_size"]  # noqa: Y015
     _WhichOneofArgType__beam_size: _TypeAlias = _typing.Literal["_beam_size", b"_beam_size"]  # noqa: Y015
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
     _WhichOneofReturnType__max_alternatives: _TypeAlias = _typing.Literal["max_alternatives"]  # noqa: Y015
     _WhichOneofArgType__max_alternatives: _TypeAlias = _typing.Literal["_max_alternatives", b"_max_alternatives"]  # noqa: Y015
+    _WhichOneofReturnType__phrase_threshold: _TypeAlias = _typing.Literal["phrase_threshold"]  # noqa: Y015
+    _WhichOneofArgType__phrase_threshold: _TypeAlias = _typing.Literal["_phrase_threshold", b"_phrase_threshold"]  # noqa: Y015
     _WhichOneofReturnType__voice_activity_filter: _TypeAlias = _typing.Literal["voice_activity_filter"]  # noqa: Y015
     _WhichOneofArgType__voice_activity_filter: _TypeAlias = _typing.Literal["_voice_activity_filter", b"_voice_activity_filter"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beam_size) -> _WhichOneofReturnType__beam_size | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_alternatives) -> _WhichOneofReturnType__max_alternatives | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phrase_threshold) -> _WhichOneofReturnType__phrase_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__voice_activity_filter) -> _WhichOneofReturnType__voice_activity_filter | None: ...
 
@@ -194,6 +222,8 @@ class RecognizeResponse(_message.Message):
     LANGUAGE_PROBABILITY_FIELD_NUMBER: _builtins.int
     AUDIO_DURATION_FIELD_NUMBER: _builtins.int
     SPEECH_DURATION_FIELD_NUMBER: _builtins.int
+    PHRASE_FIELD_NUMBER: _builtins.int
+    PHRASE_SCORES_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Output only. The whole text."""
@@ -201,6 +231,8 @@ class RecognizeResponse(_message.Message):
     """Output only. Language of the speech, and how sure the model is, 0 to 1."""
     language_probability: _builtins.float
     """Output only. Probability of that language, 0 to 1; 1 when the caller chose it."""
+    phrase: _builtins.str
+    """Output only. Phrases mode: the phrase that was said, which is also the text; absent when none was."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """Output only. Its segments, in order of time."""
@@ -212,6 +244,10 @@ class RecognizeResponse(_message.Message):
     @_builtins.property
     def speech_duration(self) -> _duration_pb2.Duration:
         """Output only. Length of what was taken for speech."""
+
+    @_builtins.property
+    def phrase_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhraseScore]:
+        """Output only. Phrases mode: the phrases that may have been said, best first. At most 10."""
 
     @_builtins.property
     def timings(self) -> Global___RecognitionTimings:
@@ -226,15 +262,45 @@ class RecognizeResponse(_message.Message):
         language_probability: _builtins.float = ...,
         audio_duration: _duration_pb2.Duration | None = ...,
         speech_duration: _duration_pb2.Duration | None = ...,
+        phrase: _builtins.str | None = ...,
+        phrase_scores: _abc.Iterable[Global___PhraseScore] | None = ...,
         timings: Global___RecognitionTimings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_duration", b"audio_duration", "speech_duration", b"speech_duration", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phrase", b"_phrase", "audio_duration", b"audio_duration", "phrase", b"phrase", "speech_duration", b"speech_duration", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_duration", b"audio_duration", "language", b"language", "language_probability", b"language_probability", "segments", b"segments", "speech_duration", b"speech_duration", "text", b"text", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phrase", b"_phrase", "audio_duration", b"audio_duration", "language", b"language", "language_probability", b"language_probability", "phrase", b"phrase", "phrase_scores", b"phrase_scores", "segments", b"segments", "speech_duration", b"speech_duration", "text", b"text", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__phrase: _TypeAlias = _typing.Literal["phrase"]  # noqa: Y015
+    _WhichOneofArgType__phrase: _TypeAlias = _typing.Literal["_phrase", b"_phrase"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phrase) -> _WhichOneofReturnType__phrase | None: ...
+
+Global___RecognizeResponse: _TypeAlias = RecognizeResponse  # noqa: Y015
+
+@_typing.final
+class PhraseScore(_message.Message):
+    """PhraseScore is how probable it is that a phrase was said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHRASE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    phrase: _builtins.str
+    """Output only. The phrase, as the request spells it."""
+    score: _builtins.float
+    """Output only. Its share of the probability of all phrases and of what was heard without them, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        phrase: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phrase", b"phrase", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RecognizeResponse: _TypeAlias = RecognizeResponse  # noqa: Y015
+Global___PhraseScore: _TypeAlias = PhraseScore  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
@@ -596,6 +662,8 @@ class FinalResult(_message.Message):
     SEGMENT_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
     FINALIZATION_MS_FIELD_NUMBER: _builtins.int
+    PHRASE_FIELD_NUMBER: _builtins.int
+    PHRASE_SCORES_FIELD_NUMBER: _builtins.int
     utterance: _builtins.int
     """Output only. Number of the utterance in the stream, from 0."""
     language: _builtins.str
@@ -604,9 +672,17 @@ class FinalResult(_message.Message):
     """Output only. From the moment at which the utterance was over (silence of end_silence, a Flush, the end of the
     stream) to this message, in milliseconds.
     """
+    phrase: _builtins.str
+    """Output only. Phrases mode: the phrase that was said, which is also the segment's text; absent when none was.
+    Every utterance then has a final, also one without a phrase.
+    """
     @_builtins.property
     def segment(self) -> Global___Segment:
         """Output only. Its text, times and words."""
+
+    @_builtins.property
+    def phrase_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhraseScore]:
+        """Output only. Phrases mode: the phrases that may have been said, best first. At most 10."""
 
     def __init__(
         self,
@@ -615,12 +691,16 @@ class FinalResult(_message.Message):
         segment: Global___Segment | None = ...,
         language: _builtins.str = ...,
         finalization_ms: _builtins.float = ...,
+        phrase: _builtins.str | None = ...,
+        phrase_scores: _abc.Iterable[Global___PhraseScore] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phrase", b"_phrase", "phrase", b"phrase", "segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finalization_ms", b"finalization_ms", "language", b"language", "segment", b"segment", "utterance", b"utterance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phrase", b"_phrase", "finalization_ms", b"finalization_ms", "language", b"language", "phrase", b"phrase", "phrase_scores", b"phrase_scores", "segment", b"segment", "utterance", b"utterance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__phrase: _TypeAlias = _typing.Literal["phrase"]  # noqa: Y015
+    _WhichOneofArgType__phrase: _TypeAlias = _typing.Literal["_phrase", b"_phrase"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phrase) -> _WhichOneofReturnType__phrase | None: ...
 
 Global___FinalResult: _TypeAlias = FinalResult  # noqa: Y015
 

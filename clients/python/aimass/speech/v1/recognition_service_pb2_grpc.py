@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from aimass.speech.v1 import keywords_pb2 as aimass_dot_speech_dot_v1_dot_keywords__pb2
 from aimass.speech.v1 import recognition_service_pb2 as aimass_dot_speech_dot_v1_dot_recognition__service__pb2
 
 GRPC_GENERATED_VERSION = '1.82.1'
@@ -45,6 +46,11 @@ class SpeechRecognitionServiceStub:
                 request_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.SerializeToString,
                 response_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.FromString,
                 _registered_method=True)
+        self.SpotKeywords = channel.stream_stream(
+                '/aimass.speech.v1.SpeechRecognitionService/SpotKeywords',
+                request_serializer=aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsRequest.SerializeToString,
+                response_deserializer=aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsResponse.FromString,
+                _registered_method=True)
 
 
 class SpeechRecognitionServiceServicer:
@@ -66,6 +72,14 @@ class SpeechRecognitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SpotKeywords(self, request_iterator, context):
+        """SpotKeywords listens for a few words in speech of any length, and tells when one was said. The first request
+        carries the configuration, all others audio. Needs a served voice-activity model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SpeechRecognitionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_SpeechRecognitionServiceServicer_to_server(servicer, server):
                     servicer.StreamingRecognize,
                     request_deserializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.FromString,
                     response_serializer=aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.SerializeToString,
+            ),
+            'SpotKeywords': grpc.stream_stream_rpc_method_handler(
+                    servicer.SpotKeywords,
+                    request_deserializer=aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsRequest.FromString,
+                    response_serializer=aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class SpeechRecognitionService:
             '/aimass.speech.v1.SpeechRecognitionService/StreamingRecognize',
             aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeRequest.SerializeToString,
             aimass_dot_speech_dot_v1_dot_recognition__service__pb2.StreamingRecognizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SpotKeywords(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/aimass.speech.v1.SpeechRecognitionService/SpotKeywords',
+            aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsRequest.SerializeToString,
+            aimass_dot_speech_dot_v1_dot_keywords__pb2.SpotKeywordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

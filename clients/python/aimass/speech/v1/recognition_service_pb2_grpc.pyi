@@ -3,6 +3,7 @@
 isort:skip_file
 Speech to text."""
 
+from aimass.speech.v1 import keywords_pb2 as _keywords_pb2
 from aimass.speech.v1 import recognition_service_pb2 as _recognition_service_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -39,6 +40,10 @@ class SpeechRecognitionServiceStub:
     """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
     all others audio or a flush. Needs a served voice-activity model.
     """
+    SpotKeywords: _grpc.StreamStreamMultiCallable[_keywords_pb2.SpotKeywordsRequest, _keywords_pb2.SpotKeywordsResponse]
+    """SpotKeywords listens for a few words in speech of any length, and tells when one was said. The first request
+    carries the configuration, all others audio. Needs a served voice-activity model.
+    """
 
 @_typing.type_check_only
 class SpeechRecognitionServiceAsyncStub(SpeechRecognitionServiceStub):
@@ -50,6 +55,10 @@ class SpeechRecognitionServiceAsyncStub(SpeechRecognitionServiceStub):
     StreamingRecognize: _aio.StreamStreamMultiCallable[_recognition_service_pb2.StreamingRecognizeRequest, _recognition_service_pb2.StreamingRecognizeResponse]  # type: ignore[assignment]
     """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
     all others audio or a flush. Needs a served voice-activity model.
+    """
+    SpotKeywords: _aio.StreamStreamMultiCallable[_keywords_pb2.SpotKeywordsRequest, _keywords_pb2.SpotKeywordsResponse]  # type: ignore[assignment]
+    """SpotKeywords listens for a few words in speech of any length, and tells when one was said. The first request
+    carries the configuration, all others audio. Needs a served voice-activity model.
     """
 
 class SpeechRecognitionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +80,16 @@ class SpeechRecognitionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_recognition_service_pb2.StreamingRecognizeResponse], _abc.AsyncIterator[_recognition_service_pb2.StreamingRecognizeResponse]]:
         """StreamingRecognize transcribes speech while it is spoken. The first request carries the configuration,
         all others audio or a flush. Needs a served voice-activity model.
+        """
+
+    @_abc_1.abstractmethod
+    def SpotKeywords(
+        self,
+        request_iterator: _MaybeAsyncIterator[_keywords_pb2.SpotKeywordsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_keywords_pb2.SpotKeywordsResponse], _abc.AsyncIterator[_keywords_pb2.SpotKeywordsResponse]]:
+        """SpotKeywords listens for a few words in speech of any length, and tells when one was said. The first request
+        carries the configuration, all others audio. Needs a served voice-activity model.
         """
 
 def add_SpeechRecognitionServiceServicer_to_server(servicer: SpeechRecognitionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

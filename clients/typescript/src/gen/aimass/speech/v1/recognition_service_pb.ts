@@ -8,6 +8,8 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { AudioFormat } from "./audio_pb.js";
 import { file_aimass_speech_v1_audio } from "./audio_pb.js";
+import type { SpotKeywordsRequestSchema, SpotKeywordsResponseSchema } from "./keywords_pb.js";
+import { file_aimass_speech_v1_keywords } from "./keywords_pb.js";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -16,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/speech/v1/recognition_service.proto.
  */
 export const file_aimass_speech_v1_recognition_service: GenFile = /*@__PURE__*/
-  fileDesc("CiphaW1hc3Mvc3BlZWNoL3YxL3JlY29nbml0aW9uX3NlcnZpY2UucHJvdG8SEGFpbWFzcy5zcGVlY2gudjEizQIKElJlY29nbml0aW9uT3B0aW9ucxIQCghsYW5ndWFnZRgBIAEoCRIvCgR0YXNrGAIgASgOMiEuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRhc2sSFgoJYmVhbV9zaXplGAMgASgFSACIAQESEgoKd29yZF90aW1lcxgEIAEoCBIdChBtYXhfYWx0ZXJuYXRpdmVzGAUgASgFSAGIAQESMAoLaG90X3BocmFzZXMYBiADKAsyGy5haW1hc3Muc3BlZWNoLnYxLkhvdFBocmFzZRIWCg5pbml0aWFsX3Byb21wdBgJIAEoCRIiChV2b2ljZV9hY3Rpdml0eV9maWx0ZXIYCiABKAhIAogBAUIMCgpfYmVhbV9zaXplQhMKEV9tYXhfYWx0ZXJuYXRpdmVzQhgKFl92b2ljZV9hY3Rpdml0eV9maWx0ZXIiOQoJSG90UGhyYXNlEg4KBnBocmFzZRgBIAEoCRISCgVib29zdBgCIAEoAkgAiAEBQggKBl9ib29zdCKqAQoQUmVjb2duaXplUmVxdWVzdBINCgVtb2RlbBgBIAEoCRINCgVhdWRpbxgCIAEoDBItCgZmb3JtYXQYAyABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkF1ZGlvRm9ybWF0EjUKB29wdGlvbnMYBCABKAsyJC5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml0aW9uT3B0aW9ucxISCgpyZXF1ZXN0X2lkGAUgASgJIpwCChFSZWNvZ25pemVSZXNwb25zZRIMCgR0ZXh0GAEgASgJEisKCHNlZ21lbnRzGAIgAygLMhkuYWltYXNzLnNwZWVjaC52MS5TZWdtZW50EhAKCGxhbmd1YWdlGAMgASgJEhwKFGxhbmd1YWdlX3Byb2JhYmlsaXR5GAQgASgCEjEKDmF1ZGlvX2R1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjIKD3NwZWVjaF9kdXJhdGlvbhgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI1Cgd0aW1pbmdzGAkgASgLMiQuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRpbWluZ3MijgIKB1NlZ21lbnQSKAoFc3RhcnQYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJgoDZW5kGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgwKBHRleHQYAyABKAkSEwoLYXZnX2xvZ3Byb2IYBCABKAISHQoVbm9fc3BlZWNoX3Byb2JhYmlsaXR5GAUgASgCEhMKC3RlbXBlcmF0dXJlGAYgASgCEiUKBXdvcmRzGAcgAygLMhYuYWltYXNzLnNwZWVjaC52MS5Xb3JkEjMKDGFsdGVybmF0aXZlcxgIIAMoCzIdLmFpbWFzcy5zcGVlY2gudjEuQWx0ZXJuYXRpdmUiegoEV29yZBIMCgR0ZXh0GAEgASgJEigKBXN0YXJ0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA2VuZBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhISCgpjb25maWRlbmNlGAQgASgCIjAKC0FsdGVybmF0aXZlEgwKBHRleHQYASABKAkSEwoLYXZnX2xvZ3Byb2IYAiABKAIiiwEKElJlY29nbml0aW9uVGltaW5ncxIQCghhdWRpb19tcxgBIAEoARIZChF2b2ljZV9hY3Rpdml0eV9tcxgCIAEoARIQCghxdWV1ZV9tcxgDIAEoARIRCgllbmNvZGVfbXMYBCABKAESEQoJZGVjb2RlX21zGAUgASgBEhAKCHRvdGFsX21zGAYgASgBIqEBChlTdHJlYW1pbmdSZWNvZ25pemVSZXF1ZXN0Ej4KBmNvbmZpZxgBIAEoCzIsLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXRpb25Db25maWdIABIPCgVhdWRpbxgCIAEoDEgAEigKBWZsdXNoGAMgASgLMhcuYWltYXNzLnNwZWVjaC52MS5GbHVzaEgAQgkKB3JlcXVlc3Qi7gEKGlN0cmVhbWluZ1JlY29nbml0aW9uQ29uZmlnEg0KBW1vZGVsGAEgASgJEi0KBmZvcm1hdBgCIAEoCzIdLmFpbWFzcy5zcGVlY2gudjEuQXVkaW9Gb3JtYXQSNQoHb3B0aW9ucxgDIAEoCzIkLmFpbWFzcy5zcGVlY2gudjEuUmVjb2duaXRpb25PcHRpb25zEhcKD2ludGVyaW1fcmVzdWx0cxgEIAEoCBIuCgtlbmRfc2lsZW5jZRgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhISCgpyZXF1ZXN0X2lkGAYgASgJIhMKBUZsdXNoEgoKAmlkGAEgASgJIu0BChpTdHJlYW1pbmdSZWNvZ25pemVSZXNwb25zZRIyCgdpbnRlcmltGAEgASgLMh8uYWltYXNzLnNwZWVjaC52MS5JbnRlcmltUmVzdWx0SAASLgoFZmluYWwYAiABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkZpbmFsUmVzdWx0SAASNAoIYWN0aXZpdHkYAyABKAsyIC5haW1hc3Muc3BlZWNoLnYxLlNwZWVjaEFjdGl2aXR5SAASLAoHZmx1c2hlZBgEIAEoCzIZLmFpbWFzcy5zcGVlY2gudjEuRmx1c2hlZEgAQgcKBWV2ZW50ImUKDUludGVyaW1SZXN1bHQSEQoJdXR0ZXJhbmNlGAEgASgFEhYKDmNvbW1pdHRlZF90ZXh0GAIgASgJEhYKDnRlbnRhdGl2ZV90ZXh0GAMgASgJEhEKCXN0YWJpbGl0eRgEIAEoAiJ3CgtGaW5hbFJlc3VsdBIRCgl1dHRlcmFuY2UYASABKAUSKgoHc2VnbWVudBgCIAEoCzIZLmFpbWFzcy5zcGVlY2gudjEuU2VnbWVudBIQCghsYW5ndWFnZRgDIAEoCRIXCg9maW5hbGl6YXRpb25fbXMYBCABKAEiqAEKDlNwZWVjaEFjdGl2aXR5EjMKBGtpbmQYASABKA4yJS5haW1hc3Muc3BlZWNoLnYxLlNwZWVjaEFjdGl2aXR5LktpbmQSJQoCYXQYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iOgoES2luZBIUChBLSU5EX1VOU1BFQ0lGSUVEEAASDgoKS0lORF9CRUdJThABEgwKCEtJTkRfRU5EEAIiFQoHRmx1c2hlZBIKCgJpZBgBIAEoCSp0Cg9SZWNvZ25pdGlvblRhc2sSIAocUkVDT0dOSVRJT05fVEFTS19VTlNQRUNJRklFRBAAEh8KG1JFQ09HTklUSU9OX1RBU0tfVFJBTlNDUklCRRABEh4KGlJFQ09HTklUSU9OX1RBU0tfVFJBTlNMQVRFEAIy5QEKGFNwZWVjaFJlY29nbml0aW9uU2VydmljZRJUCglSZWNvZ25pemUSIi5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml6ZVJlcXVlc3QaIy5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml6ZVJlc3BvbnNlEnMKElN0cmVhbWluZ1JlY29nbml6ZRIrLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXplUmVxdWVzdBosLmFpbWFzcy5zcGVlY2gudjEuU3RyZWFtaW5nUmVjb2duaXplUmVzcG9uc2UoATABYgZwcm90bzM", [file_aimass_speech_v1_audio, file_google_protobuf_duration]);
+  fileDesc("CiphaW1hc3Mvc3BlZWNoL3YxL3JlY29nbml0aW9uX3NlcnZpY2UucHJvdG8SEGFpbWFzcy5zcGVlY2gudjEitAMKElJlY29nbml0aW9uT3B0aW9ucxIQCghsYW5ndWFnZRgBIAEoCRIvCgR0YXNrGAIgASgOMiEuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvblRhc2sSFgoJYmVhbV9zaXplGAMgASgFSACIAQESEgoKd29yZF90aW1lcxgEIAEoCBIdChBtYXhfYWx0ZXJuYXRpdmVzGAUgASgFSAGIAQESMAoLaG90X3BocmFzZXMYBiADKAsyGy5haW1hc3Muc3BlZWNoLnYxLkhvdFBocmFzZRIPCgdwaHJhc2VzGAcgAygJEh0KEHBocmFzZV90aHJlc2hvbGQYCCABKAJIAogBARIWCg5pbml0aWFsX3Byb21wdBgJIAEoCRIiChV2b2ljZV9hY3Rpdml0eV9maWx0ZXIYCiABKAhIA4gBARIUCgdiZXN0X29mGAsgASgFSASIAQFCDAoKX2JlYW1fc2l6ZUITChFfbWF4X2FsdGVybmF0aXZlc0ITChFfcGhyYXNlX3RocmVzaG9sZEIYChZfdm9pY2VfYWN0aXZpdHlfZmlsdGVyQgoKCF9iZXN0X29mIjkKCUhvdFBocmFzZRIOCgZwaHJhc2UYASABKAkSEgoFYm9vc3QYAiABKAJIAIgBAUIICgZfYm9vc3QiqgEKEFJlY29nbml6ZVJlcXVlc3QSDQoFbW9kZWwYASABKAkSDQoFYXVkaW8YAiABKAwSLQoGZm9ybWF0GAMgASgLMh0uYWltYXNzLnNwZWVjaC52MS5BdWRpb0Zvcm1hdBI1CgdvcHRpb25zGAQgASgLMiQuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pdGlvbk9wdGlvbnMSEgoKcmVxdWVzdF9pZBgFIAEoCSLyAgoRUmVjb2duaXplUmVzcG9uc2USDAoEdGV4dBgBIAEoCRIrCghzZWdtZW50cxgCIAMoCzIZLmFpbWFzcy5zcGVlY2gudjEuU2VnbWVudBIQCghsYW5ndWFnZRgDIAEoCRIcChRsYW5ndWFnZV9wcm9iYWJpbGl0eRgEIAEoAhIxCg5hdWRpb19kdXJhdGlvbhgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIyCg9zcGVlY2hfZHVyYXRpb24YBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEwoGcGhyYXNlGAcgASgJSACIAQESNAoNcGhyYXNlX3Njb3JlcxgIIAMoCzIdLmFpbWFzcy5zcGVlY2gudjEuUGhyYXNlU2NvcmUSNQoHdGltaW5ncxgJIAEoCzIkLmFpbWFzcy5zcGVlY2gudjEuUmVjb2duaXRpb25UaW1pbmdzQgkKB19waHJhc2UiLAoLUGhyYXNlU2NvcmUSDgoGcGhyYXNlGAEgASgJEg0KBXNjb3JlGAIgASgCIo4CCgdTZWdtZW50EigKBXN0YXJ0GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA2VuZBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIMCgR0ZXh0GAMgASgJEhMKC2F2Z19sb2dwcm9iGAQgASgCEh0KFW5vX3NwZWVjaF9wcm9iYWJpbGl0eRgFIAEoAhITCgt0ZW1wZXJhdHVyZRgGIAEoAhIlCgV3b3JkcxgHIAMoCzIWLmFpbWFzcy5zcGVlY2gudjEuV29yZBIzCgxhbHRlcm5hdGl2ZXMYCCADKAsyHS5haW1hc3Muc3BlZWNoLnYxLkFsdGVybmF0aXZlInoKBFdvcmQSDAoEdGV4dBgBIAEoCRIoCgVzdGFydBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgNlbmQYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKY29uZmlkZW5jZRgEIAEoAiIwCgtBbHRlcm5hdGl2ZRIMCgR0ZXh0GAEgASgJEhMKC2F2Z19sb2dwcm9iGAIgASgCIosBChJSZWNvZ25pdGlvblRpbWluZ3MSEAoIYXVkaW9fbXMYASABKAESGQoRdm9pY2VfYWN0aXZpdHlfbXMYAiABKAESEAoIcXVldWVfbXMYAyABKAESEQoJZW5jb2RlX21zGAQgASgBEhEKCWRlY29kZV9tcxgFIAEoARIQCgh0b3RhbF9tcxgGIAEoASKhAQoZU3RyZWFtaW5nUmVjb2duaXplUmVxdWVzdBI+CgZjb25maWcYASABKAsyLC5haW1hc3Muc3BlZWNoLnYxLlN0cmVhbWluZ1JlY29nbml0aW9uQ29uZmlnSAASDwoFYXVkaW8YAiABKAxIABIoCgVmbHVzaBgDIAEoCzIXLmFpbWFzcy5zcGVlY2gudjEuRmx1c2hIAEIJCgdyZXF1ZXN0Iu4BChpTdHJlYW1pbmdSZWNvZ25pdGlvbkNvbmZpZxINCgVtb2RlbBgBIAEoCRItCgZmb3JtYXQYAiABKAsyHS5haW1hc3Muc3BlZWNoLnYxLkF1ZGlvRm9ybWF0EjUKB29wdGlvbnMYAyABKAsyJC5haW1hc3Muc3BlZWNoLnYxLlJlY29nbml0aW9uT3B0aW9ucxIXCg9pbnRlcmltX3Jlc3VsdHMYBCABKAgSLgoLZW5kX3NpbGVuY2UYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEgoKcmVxdWVzdF9pZBgGIAEoCSITCgVGbHVzaBIKCgJpZBgBIAEoCSLtAQoaU3RyZWFtaW5nUmVjb2duaXplUmVzcG9uc2USMgoHaW50ZXJpbRgBIAEoCzIfLmFpbWFzcy5zcGVlY2gudjEuSW50ZXJpbVJlc3VsdEgAEi4KBWZpbmFsGAIgASgLMh0uYWltYXNzLnNwZWVjaC52MS5GaW5hbFJlc3VsdEgAEjQKCGFjdGl2aXR5GAMgASgLMiAuYWltYXNzLnNwZWVjaC52MS5TcGVlY2hBY3Rpdml0eUgAEiwKB2ZsdXNoZWQYBCABKAsyGS5haW1hc3Muc3BlZWNoLnYxLkZsdXNoZWRIAEIHCgVldmVudCJlCg1JbnRlcmltUmVzdWx0EhEKCXV0dGVyYW5jZRgBIAEoBRIWCg5jb21taXR0ZWRfdGV4dBgCIAEoCRIWCg50ZW50YXRpdmVfdGV4dBgDIAEoCRIRCglzdGFiaWxpdHkYBCABKAIizQEKC0ZpbmFsUmVzdWx0EhEKCXV0dGVyYW5jZRgBIAEoBRIqCgdzZWdtZW50GAIgASgLMhkuYWltYXNzLnNwZWVjaC52MS5TZWdtZW50EhAKCGxhbmd1YWdlGAMgASgJEhcKD2ZpbmFsaXphdGlvbl9tcxgEIAEoARITCgZwaHJhc2UYBSABKAlIAIgBARI0Cg1waHJhc2Vfc2NvcmVzGAYgAygLMh0uYWltYXNzLnNwZWVjaC52MS5QaHJhc2VTY29yZUIJCgdfcGhyYXNlIqgBCg5TcGVlY2hBY3Rpdml0eRIzCgRraW5kGAEgASgOMiUuYWltYXNzLnNwZWVjaC52MS5TcGVlY2hBY3Rpdml0eS5LaW5kEiUKAmF0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIjoKBEtpbmQSFAoQS0lORF9VTlNQRUNJRklFRBAAEg4KCktJTkRfQkVHSU4QARIMCghLSU5EX0VORBACIhUKB0ZsdXNoZWQSCgoCaWQYASABKAkqdAoPUmVjb2duaXRpb25UYXNrEiAKHFJFQ09HTklUSU9OX1RBU0tfVU5TUEVDSUZJRUQQABIfChtSRUNPR05JVElPTl9UQVNLX1RSQU5TQ1JJQkUQARIeChpSRUNPR05JVElPTl9UQVNLX1RSQU5TTEFURRACMsgCChhTcGVlY2hSZWNvZ25pdGlvblNlcnZpY2USVAoJUmVjb2duaXplEiIuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pemVSZXF1ZXN0GiMuYWltYXNzLnNwZWVjaC52MS5SZWNvZ25pemVSZXNwb25zZRJzChJTdHJlYW1pbmdSZWNvZ25pemUSKy5haW1hc3Muc3BlZWNoLnYxLlN0cmVhbWluZ1JlY29nbml6ZVJlcXVlc3QaLC5haW1hc3Muc3BlZWNoLnYxLlN0cmVhbWluZ1JlY29nbml6ZVJlc3BvbnNlKAEwARJhCgxTcG90S2V5d29yZHMSJS5haW1hc3Muc3BlZWNoLnYxLlNwb3RLZXl3b3Jkc1JlcXVlc3QaJi5haW1hc3Muc3BlZWNoLnYxLlNwb3RLZXl3b3Jkc1Jlc3BvbnNlKAEwAWIGcHJvdG8z", [file_aimass_speech_v1_audio, file_aimass_speech_v1_keywords, file_google_protobuf_duration]);
 
 /**
  * RecognitionOptions says how to recognise.
@@ -68,6 +70,22 @@ export type RecognitionOptions = Message<"aimass.speech.v1.RecognitionOptions"> 
   hotPhrases: HotPhrase[];
 
   /**
+   * Optional. Phrases mode: answer one of these phrases, or none. At most 1000, each of 1 to 100 characters.
+   * Excludes hot_phrases, initial_prompt, word_times, max_alternatives and translation. A recording may then
+   * hold at most 30 s from its first speech to its last.
+   *
+   * @generated from field: repeated string phrases = 7;
+   */
+  phrases: string[];
+
+  /**
+   * Optional. Phrases mode: lowest score of a phrase that is answered. Range 0 to 1. Default 0.2.
+   *
+   * @generated from field: optional float phrase_threshold = 8;
+   */
+  phraseThreshold?: number | undefined;
+
+  /**
    * Optional. Text that came before, as context. At most 1000 characters.
    *
    * @generated from field: string initial_prompt = 9;
@@ -81,6 +99,15 @@ export type RecognitionOptions = Message<"aimass.speech.v1.RecognitionOptions"> 
    * @generated from field: optional bool voice_activity_filter = 10;
    */
   voiceActivityFilter?: boolean | undefined;
+
+  /**
+   * Optional. Outputs that are drawn at each temperature above 0, of which the most probable is taken: it counts
+   * only where the most probable text at temperature 0 fails its checks. Range 1 to 8. Default 5 for recordings,
+   * 1 for live streams.
+   *
+   * @generated from field: optional int32 best_of = 11;
+   */
+  bestOf?: number | undefined;
 };
 
 /**
@@ -216,6 +243,20 @@ export type RecognizeResponse = Message<"aimass.speech.v1.RecognizeResponse"> & 
   speechDuration?: Duration | undefined;
 
   /**
+   * Output only. Phrases mode: the phrase that was said, which is also the text; absent when none was.
+   *
+   * @generated from field: optional string phrase = 7;
+   */
+  phrase?: string | undefined;
+
+  /**
+   * Output only. Phrases mode: the phrases that may have been said, best first. At most 10.
+   *
+   * @generated from field: repeated aimass.speech.v1.PhraseScore phrase_scores = 8;
+   */
+  phraseScores: PhraseScore[];
+
+  /**
    * Output only. Where the time went.
    *
    * @generated from field: aimass.speech.v1.RecognitionTimings timings = 9;
@@ -229,6 +270,34 @@ export type RecognizeResponse = Message<"aimass.speech.v1.RecognizeResponse"> & 
  */
 export const RecognizeResponseSchema: GenMessage<RecognizeResponse> = /*@__PURE__*/
   messageDesc(file_aimass_speech_v1_recognition_service, 3);
+
+/**
+ * PhraseScore is how probable it is that a phrase was said.
+ *
+ * @generated from message aimass.speech.v1.PhraseScore
+ */
+export type PhraseScore = Message<"aimass.speech.v1.PhraseScore"> & {
+  /**
+   * Output only. The phrase, as the request spells it.
+   *
+   * @generated from field: string phrase = 1;
+   */
+  phrase: string;
+
+  /**
+   * Output only. Its share of the probability of all phrases and of what was heard without them, 0 to 1.
+   *
+   * @generated from field: float score = 2;
+   */
+  score: number;
+};
+
+/**
+ * Describes the message aimass.speech.v1.PhraseScore.
+ * Use `create(PhraseScoreSchema)` to create a new message.
+ */
+export const PhraseScoreSchema: GenMessage<PhraseScore> = /*@__PURE__*/
+  messageDesc(file_aimass_speech_v1_recognition_service, 4);
 
 /**
  * Segment is a stretch of speech and its text.
@@ -299,7 +368,7 @@ export type Segment = Message<"aimass.speech.v1.Segment"> & {
  * Use `create(SegmentSchema)` to create a new message.
  */
 export const SegmentSchema: GenMessage<Segment> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 4);
+  messageDesc(file_aimass_speech_v1_recognition_service, 5);
 
 /**
  * Word is one word and when it was said.
@@ -341,7 +410,7 @@ export type Word = Message<"aimass.speech.v1.Word"> & {
  * Use `create(WordSchema)` to create a new message.
  */
 export const WordSchema: GenMessage<Word> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 5);
+  messageDesc(file_aimass_speech_v1_recognition_service, 6);
 
 /**
  * Alternative is another reading of a segment.
@@ -369,7 +438,7 @@ export type Alternative = Message<"aimass.speech.v1.Alternative"> & {
  * Use `create(AlternativeSchema)` to create a new message.
  */
 export const AlternativeSchema: GenMessage<Alternative> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 6);
+  messageDesc(file_aimass_speech_v1_recognition_service, 7);
 
 /**
  * RecognitionTimings says where the time of a recognition went, in milliseconds of wall time on the server.
@@ -425,7 +494,7 @@ export type RecognitionTimings = Message<"aimass.speech.v1.RecognitionTimings"> 
  * Use `create(RecognitionTimingsSchema)` to create a new message.
  */
 export const RecognitionTimingsSchema: GenMessage<RecognitionTimings> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 7);
+  messageDesc(file_aimass_speech_v1_recognition_service, 8);
 
 /**
  * StreamingRecognizeRequest is the configuration, then audio.
@@ -470,7 +539,7 @@ export type StreamingRecognizeRequest = Message<"aimass.speech.v1.StreamingRecog
  * Use `create(StreamingRecognizeRequestSchema)` to create a new message.
  */
 export const StreamingRecognizeRequestSchema: GenMessage<StreamingRecognizeRequest> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 8);
+  messageDesc(file_aimass_speech_v1_recognition_service, 9);
 
 /**
  * StreamingRecognitionConfig holds for the whole stream.
@@ -526,7 +595,7 @@ export type StreamingRecognitionConfig = Message<"aimass.speech.v1.StreamingReco
  * Use `create(StreamingRecognitionConfigSchema)` to create a new message.
  */
 export const StreamingRecognitionConfigSchema: GenMessage<StreamingRecognitionConfig> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 9);
+  messageDesc(file_aimass_speech_v1_recognition_service, 10);
 
 /**
  * Flush asks to finish the open utterance.
@@ -547,7 +616,7 @@ export type Flush = Message<"aimass.speech.v1.Flush"> & {
  * Use `create(FlushSchema)` to create a new message.
  */
 export const FlushSchema: GenMessage<Flush> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 10);
+  messageDesc(file_aimass_speech_v1_recognition_service, 11);
 
 /**
  * StreamingRecognizeResponse is one event of the stream.
@@ -600,7 +669,7 @@ export type StreamingRecognizeResponse = Message<"aimass.speech.v1.StreamingReco
  * Use `create(StreamingRecognizeResponseSchema)` to create a new message.
  */
 export const StreamingRecognizeResponseSchema: GenMessage<StreamingRecognizeResponse> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 11);
+  messageDesc(file_aimass_speech_v1_recognition_service, 12);
 
 /**
  * InterimResult is a reading of the open utterance.
@@ -642,7 +711,7 @@ export type InterimResult = Message<"aimass.speech.v1.InterimResult"> & {
  * Use `create(InterimResultSchema)` to create a new message.
  */
 export const InterimResultSchema: GenMessage<InterimResult> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 12);
+  messageDesc(file_aimass_speech_v1_recognition_service, 13);
 
 /**
  * FinalResult is the final reading of an utterance.
@@ -678,6 +747,21 @@ export type FinalResult = Message<"aimass.speech.v1.FinalResult"> & {
    * @generated from field: double finalization_ms = 4;
    */
   finalizationMs: number;
+
+  /**
+   * Output only. Phrases mode: the phrase that was said, which is also the segment's text; absent when none was.
+   * Every utterance then has a final, also one without a phrase.
+   *
+   * @generated from field: optional string phrase = 5;
+   */
+  phrase?: string | undefined;
+
+  /**
+   * Output only. Phrases mode: the phrases that may have been said, best first. At most 10.
+   *
+   * @generated from field: repeated aimass.speech.v1.PhraseScore phrase_scores = 6;
+   */
+  phraseScores: PhraseScore[];
 };
 
 /**
@@ -685,7 +769,7 @@ export type FinalResult = Message<"aimass.speech.v1.FinalResult"> & {
  * Use `create(FinalResultSchema)` to create a new message.
  */
 export const FinalResultSchema: GenMessage<FinalResult> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 13);
+  messageDesc(file_aimass_speech_v1_recognition_service, 14);
 
 /**
  * SpeechActivity says that speech began or ended.
@@ -713,7 +797,7 @@ export type SpeechActivity = Message<"aimass.speech.v1.SpeechActivity"> & {
  * Use `create(SpeechActivitySchema)` to create a new message.
  */
 export const SpeechActivitySchema: GenMessage<SpeechActivity> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 14);
+  messageDesc(file_aimass_speech_v1_recognition_service, 15);
 
 /**
  * Kind is what happened.
@@ -747,7 +831,7 @@ export enum SpeechActivity_Kind {
  * Describes the enum aimass.speech.v1.SpeechActivity.Kind.
  */
 export const SpeechActivity_KindSchema: GenEnum<SpeechActivity_Kind> = /*@__PURE__*/
-  enumDesc(file_aimass_speech_v1_recognition_service, 14, 0);
+  enumDesc(file_aimass_speech_v1_recognition_service, 15, 0);
 
 /**
  * Flushed answers a Flush.
@@ -768,7 +852,7 @@ export type Flushed = Message<"aimass.speech.v1.Flushed"> & {
  * Use `create(FlushedSchema)` to create a new message.
  */
 export const FlushedSchema: GenMessage<Flushed> = /*@__PURE__*/
-  messageDesc(file_aimass_speech_v1_recognition_service, 15);
+  messageDesc(file_aimass_speech_v1_recognition_service, 16);
 
 /**
  * RecognitionTask is what to do with the speech.
@@ -830,6 +914,17 @@ export const SpeechRecognitionService: GenService<{
     methodKind: "bidi_streaming";
     input: typeof StreamingRecognizeRequestSchema;
     output: typeof StreamingRecognizeResponseSchema;
+  },
+  /**
+   * SpotKeywords listens for a few words in speech of any length, and tells when one was said. The first request
+   * carries the configuration, all others audio. Needs a served voice-activity model.
+   *
+   * @generated from rpc aimass.speech.v1.SpeechRecognitionService.SpotKeywords
+   */
+  spotKeywords: {
+    methodKind: "bidi_streaming";
+    input: typeof SpotKeywordsRequestSchema;
+    output: typeof SpotKeywordsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_aimass_speech_v1_recognition_service, 0);
