@@ -16,10 +16,13 @@ from typer.core import TyperGroup
 
 from aimass.channel import ConnectionOptions, Tls
 from aimass.cli import (
+    answer,
     chat,
     classify,
     embed,
     embed_sparse,
+    entities,
+    fill_mask,
     generate,
     rerank,
     similarity,
@@ -68,6 +71,9 @@ app.command()(chat.chat)
 app.command()(embed.embed)
 app.command("embed-sparse")(embed_sparse.embed_sparse)
 app.command()(classify.classify)
+app.command()(entities.entities)
+app.command("fill-mask")(fill_mask.fill_mask)
+app.command()(answer.answer)
 app.command()(similarity.similarity)
 app.command()(rerank.rerank)
 app.command()(status.status)

@@ -10,6 +10,9 @@ SERVICE_OF_COMMAND = {
     "embed": "encoder",
     "embed-sparse": "encoder",
     "classify": "encoder",
+    "entities": "encoder",
+    "fill-mask": "encoder",
+    "answer": "encoder",
     "transcribe": "speech",
 }
 
