@@ -147,8 +147,13 @@ def _references(test: EncoderUnderTest, texts: Sequence[list[int]]) -> Vectors:
 def _compare(
     got: Vectors, expected: Vectors, bounds: EncoderBounds, report: ParityReport, *, suffix: str
 ) -> None:
-    cosine = float((got * expected).sum(axis=1).min())
-    report.at_least(f"cosine_min{suffix}", cosine, bound=bounds.min_cosine, num_samples=len(got))
+    cosines = (got * expected).sum(axis=1)
+    report.at_least(
+        f"cosine_min{suffix}", float(cosines.min()), bound=bounds.min_cosine, num_samples=len(got)
+    )
+    report.at_least(
+        f"cosine_mean{suffix}", float(cosines.mean()), bound=bounds.min_mean_cosine, num_samples=len(got)
+    )
     if bounds.max_abs_diff_vectors is not None:
         largest = float(np.abs(got - expected).max())
         report.at_most(

@@ -1,6 +1,6 @@
 """Replaces every matrix product with constant weights by MatMulNBits, and proves that none was left.
 
-Tools that quantise skip silently what they do not recognise: a Gemm, a weight behind a Transpose, the
+Tools that quantise skip silently what they do not recognise: a weight behind a Transpose, the
 output layer of tied weights. Here each is either replaced or an error. An embedding that shares its weights
 with the output layer shares its integers too (GatherBlockQuantized), so that tied weights stay stored once.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from aimass_exporters.errors import QuantizationIncomplete
-from aimass_exporters.graphs.block_quantization import BLOCK, BlockQuantized, quantize_blocks
+from aimass_exporters.graphs.block_quantization import BlockQuantized, quantize_blocks
 from aimass_exporters.graphs.external_file import save_graph
 from aimass_exporters.progress import Progress
 
@@ -44,7 +44,11 @@ def quantize_graph(source: Path, target: Path, bits: WeightBits, progress: Progr
     """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps its float
     weights.
     """
-    model = onnx.load(source)
+    quantize_model(onnx.load(source), target, bits, progress)
+
+
+def quantize_model(model: onnx.ModelProto, target: Path, bits: WeightBits, progress: Progress) -> None:
+    """Quantise a loaded graph, which is used up, and write it. Errors as `quantize_graph`."""
     quantizer = GraphQuantizer(model, bits)
     for done, total in quantizer.run():
         progress.advance(done, total)
@@ -63,7 +67,7 @@ class GraphQuantizer:
         self._producers = producers(self._graph)
         self._quantized: dict[str, BlockQuantized] = {}
         self._new_tensors: list[TensorProto] = []
-        _require_domain(model)
+        require_domain(model)
 
     def run(self) -> Iterator[tuple[int, int]]:
         """Replace one node after another; yields how many are done, and of how many."""
@@ -76,28 +80,29 @@ class GraphQuantizer:
         del self._graph.node[:]
         self._graph.node.extend(replaced)
         self._graph.initializer.extend(self._new_tensors)
-        _drop_unused(self._graph)
+        drop_unused(self._graph)
 
     def _replacement(self, node: NodeProto) -> list[NodeProto]:
-        if node.op_type != "MatMul" or node.domain:
+        if not is_plain_product(node):
             return [node]
         name, is_transposed = self._constant(node.input[1])
         if name is None or len(self._weights[name].dims) != 2:
             return [node]
+        is_transposed ^= is_gemm_of_transposed(node)
         bits = self._bits.output_layer if self._gives_logits(node) else self._bits.body
         matrix = self._quantize(name, is_transposed=is_transposed, bits=bits)
-        outputs, inputs = matrix.levels.shape[0], matrix.num_inputs
+        bias = ["", node.input[2]] if len(node.input) > 2 else []  # the empty input is an order of columns
         return [
             helper.make_node(
                 "MatMulNBits",
-                [node.input[0], *self._tensor_names(name, bits)],
+                [node.input[0], *self._tensor_names(name, bits), *bias],
                 list(node.output),
                 name=node.name,
                 domain=_DOMAIN,
-                K=inputs,
-                N=outputs,
+                K=matrix.num_inputs,
+                N=len(matrix.levels),
                 bits=bits,
-                block_size=BLOCK,
+                block_size=matrix.block_size,
                 accuracy_level=ACCURACY_LEVEL,
             )
         ]
@@ -144,7 +149,7 @@ class GraphQuantizer:
         """Let an embedding read the integers of the output layer when both have the same weights."""
         key = f"{node.input[0]}_q{self._bits.output_layer}" if node.op_type == "Gather" else ""
         shared = self._quantized.get(key)
-        if shared is None or shared.num_inputs % BLOCK:
+        if shared is None or shared.num_inputs % shared.block_size:
             return [node]
         flat = f"{key}_rows"
         bits = self._bits.output_layer
@@ -158,11 +163,25 @@ class GraphQuantizer:
                 name=node.name,
                 domain=_DOMAIN,
                 bits=bits,
-                block_size=BLOCK,
+                block_size=shared.block_size,
                 gather_axis=0,
                 quantize_axis=1,
             ),
         ]
+
+
+def is_plain_product(node: NodeProto) -> bool:
+    """Tell whether a node is a product, perhaps of transposed weights and with a bias, and nothing more."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm"):
+        return False
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    is_scaled = attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
+    return not is_scaled and not attributes.get("transA", 0)
+
+
+def is_gemm_of_transposed(node: NodeProto) -> bool:
+    """Tell whether a product takes its weights as [outputs, inputs]."""
+    return any(a.name == "transB" and a.i == 1 for a in node.attribute)
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, NodeProto]:
@@ -193,7 +212,7 @@ def _source_of(name: str, made_by: dict[str, NodeProto]) -> str:
     return name
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove weights, and nodes without a reader, that the replacement left behind."""
     outputs = {value.name for value in graph.output}
     while True:
@@ -207,6 +226,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def _require_domain(model: onnx.ModelProto) -> None:
+def require_domain(model: onnx.ModelProto) -> None:
+    """Let a graph use ONNX Runtime's own operators."""
     if _DOMAIN not in {opset.domain for opset in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))

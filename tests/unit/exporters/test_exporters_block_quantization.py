@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from aimass_exporters.graphs.block_quantization import BLOCK, quantize_blocks
+from aimass_exporters.graphs.block_quantization import BLOCK_SIZES, quantize_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -27,7 +27,7 @@ def test_eight_bits_move_a_number_by_at_most_half_a_step(
 ) -> None:
     matrix = _random(outputs, inputs, seed, scale)
     quantized = quantize_blocks(matrix, bits=8)
-    step = np.repeat(quantized.scales, BLOCK, axis=1)[:, :inputs]
+    step = np.repeat(quantized.scales, BLOCK_SIZES[8], axis=1)[:, :inputs]
     # The zero point is rounded too: together at most one step, and half of it inside the range.
     assert (np.abs(quantized.dequantized() - matrix) <= step * 1.001).all()
 
@@ -44,7 +44,7 @@ def test_searching_ranges_lowers_the_error_of_four_bits() -> None:
     matrix = _random(64, 256)
     matrix[:, 5] *= 8  # an outlier in one block of each row
     found = np.square(quantize_blocks(matrix, bits=4).dequantized() - matrix).sum()
-    blocks = matrix.reshape(64, -1, BLOCK)
+    blocks = matrix.reshape(64, -1, BLOCK_SIZES[4])
     scale = (blocks.max(-1) - blocks.min(-1))[..., None] / 15
     zero = np.rint(-blocks.min(-1)[..., None] / scale)
     plain = (np.clip(np.rint(blocks / scale) + zero, 0, 15) - zero) * scale
@@ -72,7 +72,7 @@ def _run_matmul(
         K=x.shape[1],
         N=len(levels),
         bits=bits,
-        block_size=BLOCK,
+        block_size=BLOCK_SIZES[bits],
     )
     arrays = {"levels": levels, "scales": scales, "zero_points": zero_points}
     graph = helper.make_graph(

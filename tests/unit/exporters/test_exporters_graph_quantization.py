@@ -90,12 +90,12 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "left",
     [
-        helper.make_node("Gemm", ["x", "head"], ["logits"], name="left", transB=1),
+        helper.make_node("Gemm", ["x", "head"], ["logits"], name="left", transB=1, alpha=0.5),
         helper.make_node(
             "Attention", ["x", "head"], ["logits"], name="left", domain="com.microsoft", num_heads=1
         ),
     ],
-    ids=["gemm", "packed attention"],
+    ids=["scaled gemm", "packed attention"],
 )
 def test_a_product_that_keeps_float_weights_is_an_error(tmp_path: Path, left: onnx.NodeProto) -> None:
     nodes = [helper.make_node("Gather", ["table", "ids"], ["x"], name="embed"), left]
@@ -103,6 +103,25 @@ def test_a_product_that_keeps_float_weights_is_an_error(tmp_path: Path, left: on
     with pytest.raises(QuantizationIncomplete, match="left"):
         _quantized(model, tmp_path, WeightBits(body=8))
     assert not (tmp_path / "quantized.onnx").exists()
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_a_gemm_becomes_integers_with_its_bias(tmp_path: Path, is_transposed: bool) -> None:
+    head = _weight(VOCAB, HIDDEN, seed=2)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"], name="embed"),
+        helper.make_node(
+            "Gemm", ["x", "head", "bias"], ["logits"], name="product", transB=int(is_transposed)
+        ),
+    ]
+    weights = {"table": _weight(VOCAB, HIDDEN), "bias": _weight(VOCAB, seed=3)}
+    path = _quantized(
+        _graph(nodes, {**weights, "head": head if is_transposed else head.T}), tmp_path, WeightBits(body=8)
+    )
+    ids = np.arange(VOCAB, dtype=np.int64)
+    expected = weights["table"] @ head.T + weights["bias"]
+    assert [n.op_type for n in onnx.load(path).graph.node] == ["Gather", "MatMulNBits"]
+    assert np.abs(_run(path, ids) - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_float_products_sees_through_changes_of_layout() -> None:
