@@ -29,6 +29,8 @@ _UNKNOWN_LENGTHS = (0, 0xFFFF_FFFF)
 """Lengths that writers of WAV streams put into the header when they do not know the real one."""
 
 
+_UNKNOWN_FRAMES = 2**63 - 1
+"""What the decoder says of a FLAC stream whose writer did not know its length."""
 _MP3_HEADER_BYTES, _MP3_FRAME_BYTES = 64 * 2**10, 1441
 """Where the first frame is looked for behind its tags; the longest frame there can be."""
 
@@ -292,12 +294,20 @@ def _decode_container(
     content: bytes, audio_format: AudioFormat, *, max_audio_s: float, field: str
 ) -> NDArray[np.float32]:
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
+        with _SoundFile(io.BytesIO(content)) as file:
             _check_header(file, audio_format, max_audio_s=max_audio_s, field=field)
             return _read(file, max_audio_s=max_audio_s, field=field)
     except soundfile.SoundFileError as error:
         detail = str(getattr(error, "error_string", "unreadable"))
         raise MislabelledAudio(field, expected="audio that can be decoded", got=detail) from error
+
+
+class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it ships no types
+    """A file that is read on without seeking when its length is not known: there it cannot seek."""
+
+    def seekable(self) -> bool:
+        """Whether the library may go to the place that it has just read up to."""
+        return bool(super().seekable()) and self.frames != _UNKNOWN_FRAMES
 
 
 def _check_header(
@@ -317,7 +327,8 @@ def _check_header(
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ or file.channels > MAX_CHANNELS:
         expected = f"{MIN_RATE_HZ} to {MAX_RATE_HZ} samples a second in at most {MAX_CHANNELS} channels"
         raise MislabelledAudio(field, expected=expected, got=f"{file.samplerate} in {file.channels}")
-    if file.format != "MP3" and file.frames > max_audio_s * file.samplerate:
+    has_length = file.format != "MP3" and file.frames != _UNKNOWN_FRAMES
+    if has_length and file.frames > max_audio_s * file.samplerate:
         raise AudioTooLong(field, max_audio_s=max_audio_s)
 
 
@@ -328,7 +339,7 @@ def _read(file: soundfile.SoundFile, *, max_audio_s: float, field: str) -> NDArr
         if num_read > max_audio_s * file.samplerate:
             raise AudioTooLong(field, max_audio_s=max_audio_s)
         pieces.append(resampler.feed(_downmixed(block)))
-    if file.format == "FLAC" and num_read < file.frames:
+    if file.format == "FLAC" and num_read < file.frames != _UNKNOWN_FRAMES:
         raise TruncatedAudio(field, detail=f"{num_read} of {file.frames} samples")
     return np.concatenate([*pieces, resampler.finish()])
 

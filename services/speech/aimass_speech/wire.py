@@ -30,11 +30,16 @@ RequestT = TypeVar("RequestT", bound=Message)
 
 def audio_format(message: audio_pb2.AudioFormat, *, field: str) -> AudioFormat:
     """Return a caller's format. Raises `InvalidField`."""
-    encoding = _ENCODINGS.get(message.encoding)
-    if encoding is None:
-        known = ", ".join(value.name for value in AudioEncoding)
-        raise InvalidField(f"{field}.encoding", expected=f"one of: {known}", got=message.encoding)
+    encoding = audio_encoding(message.encoding, field=f"{field}.encoding")
     return AudioFormat(encoding, message.sample_rate_hz, message.num_channels, field)
+
+
+def audio_encoding(number: int, *, field: str) -> AudioEncoding:
+    """Return an encoding by its number on the wire. Raises `InvalidField`."""
+    if number not in _ENCODINGS:
+        known = ", ".join(value.name for value in AudioEncoding)
+        raise InvalidField(field, expected=f"one of: {known}", got=number)
+    return _ENCODINGS[number]
 
 
 def seconds_of(message: Duration) -> float:
@@ -42,11 +47,9 @@ def seconds_of(message: Duration) -> float:
     return float(message.seconds) + message.nanos / 1e9
 
 
-def duration_of_samples(num_samples: int) -> Duration:
-    """Return the length of samples at 16 kHz, exact to the nanosecond."""
-    return Duration(
-        seconds=num_samples // SAMPLE_RATE_HZ, nanos=num_samples % SAMPLE_RATE_HZ * 10**9 // SAMPLE_RATE_HZ
-    )
+def duration_of_samples(num_samples: int, rate_hz: int = SAMPLE_RATE_HZ) -> Duration:
+    """Return the length of samples, at 16 kHz if nothing else is said, exact to the nanosecond."""
+    return Duration(seconds=num_samples // rate_hz, nanos=num_samples % rate_hz * 10**9 // rate_hz)
 
 
 async def first_request(requests: AsyncIterator[RequestT]) -> RequestT:
@@ -58,12 +61,14 @@ async def first_request(requests: AsyncIterator[RequestT]) -> RequestT:
     return first
 
 
-async def later_requests(requests: AsyncIterator[RequestT]) -> AsyncIterator[RequestT]:
+async def later_requests(
+    requests: AsyncIterator[RequestT], *, content: str = "audio"
+) -> AsyncIterator[RequestT]:
     """Yield the messages after the first. Raises `InvalidField` for a second configuration."""
     async for request in requests:
         kind = request.WhichOneof("request")
         if kind is None or kind == "config":
             raise InvalidField(
-                "request", expected="audio in every message after the first", got=kind or "nothing"
+                "request", expected=f"{content} in every message after the first", got=kind or "nothing"
             )
         yield request
