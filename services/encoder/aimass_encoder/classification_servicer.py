@@ -24,6 +24,7 @@ from aimass_serving.request_context import request_context
 
 from aimass_encoder.answer_messages import answer_request, answer_response
 from aimass_encoder.classification import ClassifiedText, ClassifyOptions, ClassifyRequest
+from aimass_encoder.images.rpcs import ImageRpcs
 from aimass_encoder.labels import LabelScore, ProblemType
 from aimass_encoder.mask_filler import MaskFiller
 from aimass_encoder.mask_messages import fill_request, fill_response
@@ -37,6 +38,7 @@ from aimass_encoder.pair_messages import (
 )
 from aimass_encoder.question_answerer import QuestionAnswerer
 from aimass_encoder.served import served_engine
+from aimass_encoder.tables.rpcs import TableRpcs
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.text_classifier import TextClassifier
 from aimass_encoder.token_messages import tag_request, tag_response
@@ -53,7 +55,7 @@ _SCORE_KINDS: Mapping[ProblemType, pb.ScoreKind.ValueType] = {
 }
 
 
-class ClassificationServicer(ClassificationServiceServicer):
+class ClassificationServicer(ImageRpcs, TableRpcs, ClassificationServiceServicer):
     """Answers with the labels of the engines in the registry."""
 
     def __init__(self, registry: ModelRegistry[TaskEngine]) -> None:

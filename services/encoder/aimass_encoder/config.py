@@ -44,6 +44,39 @@ class EncoderConfig:
     stream_window: int = 64
     """Texts of one stream that are in work at once; the stream is not read further until one is answered."""
 
+    max_batch_images: int = 256
+    """Images of one call."""
+    images_per_batch: int = 8
+    """Images that run together."""
+    max_queue_images: int = 256
+    """Calls with images are admitted while fewer than this wait."""
+    max_decoding_bytes: int = 67_108_864
+    """Calls with images are admitted while fewer bytes than this wait to be decoded."""
+    max_table_rows: int = 16_384
+    """Rows of one call."""
+    rows_per_batch: int = 1024
+    """Rows of tables that run together."""
+    max_queue_rows: int = 65_536
+    """Calls with rows are admitted while fewer than this wait."""
+
+    @property
+    def image_limits(self) -> BatchLimits:
+        """The batcher's limits for images, which count as one token each."""
+        return self._limits_of(self.images_per_batch, self.max_queue_images)
+
+    @property
+    def table_limits(self) -> BatchLimits:
+        """The batcher's limits for rows of tables, which count as one token each."""
+        return self._limits_of(self.rows_per_batch, self.max_queue_rows)
+
+    def _limits_of(self, num_rows: int, max_queued: int) -> BatchLimits:
+        return BatchLimits(
+            max_batch_tokens=num_rows,
+            max_batch_rows=num_rows,
+            max_queue_tokens=max_queued,
+            patience_s=self.patience_s,
+        )
+
     def batch_limits(
         self, execution_provider: str, *, max_tokens: int, output_bytes_per_token: int = 0
     ) -> BatchLimits:

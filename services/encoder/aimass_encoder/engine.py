@@ -20,7 +20,7 @@ from aimass_encoder.ranking import RerankReply, RerankRequest, SimilarityReply, 
 from aimass_encoder.request import EmbeddedText, EmbedOptions, EmbedReply, EmbedRequest, Truncation
 from aimass_encoder.runner import HIDDEN, EncoderRunner
 from aimass_encoder.spec import EmbeddingSpec
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import Encoded, EncodedTexts, TextCall, TextEncoder, good, merged
 from aimass_encoder.token_vectors import (
     TextTokenVectors,
@@ -35,7 +35,7 @@ from aimass_encoder.windows import Window
 Vector = NDArray[np.float32]  # [hidden_size]
 
 
-class EncoderEngine(TaskEngine):
+class EncoderEngine(TextTaskEngine):
     """One embedding model."""
 
     def __init__(

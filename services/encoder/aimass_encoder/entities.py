@@ -7,8 +7,8 @@ without marks and without O labels every word, such as parts of speech: words ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -106,11 +106,21 @@ def entities_of(
         found = [Entity(labels.names[p.label], p.score, p.start, p.end) for p in pieces]
     else:
         found = [_entity(group, labels) for group in _groups(pieces, labels)]
-    return [_on_characters(entity, text) for entity in found if entity.label != OUTSIDE]
+    return list(_apart(_on_characters(entity, text) for entity in found if entity.label != OUTSIDE))
 
 
 def _on_characters(entity: Entity, text: str) -> Entity:
-    return Entity(entity.label, entity.score, *whole_characters(text, entity.start, entity.end))
+    start, end = whole_characters(text, entity.start, entity.end)
+    return replace(entity, start=start, end=end)
+
+
+def _apart(entities: Iterable[Entity]) -> Iterator[Entity]:
+    """Leave a visible character that two entities share to the first; drop what has none left."""
+    end = 0
+    for entity in entities:
+        if entity.end > end:
+            yield replace(entity, start=max(entity.start, end))
+            end = entity.end
 
 
 def _tokens(scores: NDArray[np.float64], best: NDArray[np.int64], spans: TokenSpans) -> list[_Piece]:

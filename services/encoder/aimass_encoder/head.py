@@ -99,4 +99,4 @@ class TokenHead:
 
 
 def _not_numbers(model: str) -> ModelFailed:
-    return ModelFailed(model, detail="what it gives for this text holds values that are not numbers")
+    return ModelFailed(model, detail="what it gives for this input holds values that are not numbers")

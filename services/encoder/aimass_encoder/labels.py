@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from aimass_serving.errors import InvalidField
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
@@ -58,6 +59,14 @@ def scores_of(logits: NDArray[np.floating], problem_type: ProblemType) -> Values
             return sigmoid(logits)
         case ProblemType.REGRESSION:
             return logits.astype(np.float64)
+
+
+def check_labels(asked: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `InvalidField` for a label that the model does not have."""
+    for i, label in enumerate(asked):
+        if label not in known:
+            names = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+            raise InvalidField(f"options.labels[{i}]", expected=f"one of {names or 'none'}", got=label)
 
 
 def ranked(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from aimass.model.v1.manifest_pb2 import Task
+from aimass.model.v1.manifest_pb2 import TASK_FEATURE_CLASSIFICATION, TASK_IMAGE_CLASSIFICATION, Task
 from aimass_serving.bundle import Bundle
 from aimass_serving.service import LoadContext
 from aimass_serving.session import Session, open_session
 
 from aimass_encoder.embedding_loader import embedding_engine_on
 from aimass_encoder.head_loader import HEAD_TASKS, head_engine_on
+from aimass_encoder.images.loader import image_engine_on
+from aimass_encoder.tables.loader import table_engine_on
 from aimass_encoder.task_engine import TaskEngine
 
 GRAPH_ROLE = "encoder"
@@ -21,7 +23,11 @@ GRAPH_ROLE = "encoder"
 Loader = Callable[[Session, Bundle, LoadContext], TaskEngine]
 """Returns an engine on an open session, not started. Raises `BadBundle`."""
 
-LOADERS: Mapping[Task.ValueType, Loader] = dict.fromkeys(HEAD_TASKS, head_engine_on)
+LOADERS: Mapping[Task.ValueType, Loader] = {
+    **dict.fromkeys(HEAD_TASKS, head_engine_on),
+    TASK_IMAGE_CLASSIFICATION: image_engine_on,
+    TASK_FEATURE_CLASSIFICATION: table_engine_on,
+}
 """By task; embeddings are the rest."""
 
 

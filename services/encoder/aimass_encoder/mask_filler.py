@@ -13,7 +13,7 @@ from aimass_encoder.characters import trimmed
 from aimass_encoder.mask_head import MaskHead, MaskReading
 from aimass_encoder.masks import FilledMask, FilledText, FillOptions, FillReply, FillRequest, MaskWord
 from aimass_encoder.request import Truncation
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import TextCall, TextEncoder
 from aimass_encoder.tokenization import TextTokenizer, TokenizedText
 from aimass_encoder.windowed_texts import WindowedText, encode_windows
@@ -28,7 +28,7 @@ class MaskSpec:
     vocab_size: int
 
 
-class MaskFiller(TaskEngine):
+class MaskFiller(TextTaskEngine):
     """One masked language model."""
 
     def __init__(self, encoder: TextEncoder, tokenizer: TextTokenizer, spec: MaskSpec) -> None:

@@ -13,7 +13,7 @@ from aimass_encoder.head import RowHead
 from aimass_encoder.labels import softmax
 from aimass_encoder.request import PhaseTimings, Truncation
 from aimass_encoder.runner import LOGITS
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import Encoded, TextCall, TextEncoder
 
 
@@ -52,7 +52,7 @@ class NextSentenceReply:
     timings: PhaseTimings
 
 
-class NextSentencePredictor(TaskEngine):
+class NextSentencePredictor(TextTaskEngine):
     """One model for next-sentence prediction, whose first logit stands for "follows"."""
 
     def __init__(self, encoder: TextEncoder) -> None:

@@ -13,7 +13,7 @@ from aimass_encoder.answer_spans import CONTEXT, Answer, merged_answers, window_
 from aimass_encoder.answering import AnsweredQuestion, AnswerOptions, AnswerReply, AnswerRequest
 from aimass_encoder.head import TokenHead
 from aimass_encoder.request import Truncation
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import TextCall, TextEncoder
 from aimass_encoder.tokenization import TokenizedText
 from aimass_encoder.windowed_texts import WindowedText, encode_windows
@@ -25,7 +25,7 @@ _SPARE_CANDIDATES = 10
 """Candidates beside twice the answers asked for: words that are put together may read alike."""
 
 
-class QuestionAnswerer(TaskEngine):
+class QuestionAnswerer(TextTaskEngine):
     """One question-answering model."""
 
     def __init__(self, encoder: TextEncoder) -> None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from aimass_encoder.head import SparseHead
 from aimass_encoder.sparse import SparseReply, SparseRequest, SparseText, heaviest
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import Encoded, TextCall, TextEncoder
 
 
-class SparseEngine(TaskEngine):
+class SparseEngine(TextTaskEngine):
     """One model for sparse embeddings."""
 
     def __init__(self, encoder: TextEncoder, vocabulary: Sequence[str]) -> None:

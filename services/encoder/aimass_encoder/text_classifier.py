@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from aimass_encoder.classification import ClassifiedText, ClassifyOptions, ClassifyReply, ClassifyRequest
 from aimass_encoder.cross_encoder import rerank_pairs
 from aimass_encoder.head import RowHead
-from aimass_encoder.labels import ProblemType, ranked, scores_of
+from aimass_encoder.labels import ProblemType, check_labels, ranked, scores_of
 from aimass_encoder.ranking import RerankReply, RerankRequest
 from aimass_encoder.runner import LOGITS
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import Encoded, EncodedTexts, TextCall, TextEncoder
 
 MULTI_LABEL_THRESHOLD = 0.5
@@ -36,7 +36,7 @@ class ClassifierSpec:
     """Precisions and the least scores that reach them, by rising precision; empty if not calibrated."""
 
 
-class TextClassifier(TaskEngine):
+class TextClassifier(TextTaskEngine):
     """One sequence classifier."""
 
     def __init__(self, encoder: TextEncoder, spec: ClassifierSpec) -> None:
@@ -95,10 +95,7 @@ class TextClassifier(TaskEngine):
 
     def _completed(self, options: ClassifyOptions) -> ClassifyOptions:
         """Check the options against the model, and fill in what it decides. Raises `InvalidField`."""
-        for i, label in enumerate(options.labels):
-            if label not in self.spec.labels:
-                known = ", ".join(self.spec.labels[:20]) + (", ..." if len(self.spec.labels) > 20 else "")
-                raise InvalidField(f"options.labels[{i}]", expected=f"one of {known}", got=label)
+        check_labels(options.labels, self.spec.labels)
         is_best_only = (
             self.spec.problem_type is ProblemType.SINGLE_LABEL and options.top_k is None
         ) or options.min_precision is not None

@@ -17,7 +17,7 @@ from aimass_encoder.labels import softmax
 from aimass_encoder.request import Truncation
 from aimass_encoder.runner import LOGITS
 from aimass_encoder.tagging import TaggedText, TagOptions, TagReply, TagRequest
-from aimass_encoder.task_engine import TaskEngine
+from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import TextCall, TextEncoder
 from aimass_encoder.tokenization import TokenizedText, TokenSpans
 from aimass_encoder.windowed_texts import WindowedText, encode_windows
@@ -35,7 +35,7 @@ class TaggerSpec:
     """Score of each label after each other (conditional random field); None: each token by itself."""
 
 
-class TokenTagger(TaskEngine):
+class TokenTagger(TextTaskEngine):
     """One token classifier."""
 
     def __init__(self, encoder: TextEncoder, spec: TaggerSpec) -> None:

@@ -1,0 +1,1 @@
+"""Rows of tables in; labels, numbers or clusters out."""
