@@ -47,6 +47,17 @@ from aimass.rankings import (
 from aimass.recognition_client import Flush, RecognitionClient, RecognitionStream
 from aimass.recognition_options import AudioEncoding, AudioFormat, RecognitionOptions
 from aimass.sparse_embeddings import SparseEmbeddings, SparseText
+from aimass.spoken_audio import (
+    SpeechChunk,
+    SpeechEnd,
+    SpeechInfo,
+    SpeechTiming,
+    SpokenAudio,
+    TimingKind,
+    Voice,
+)
+from aimass.synthesis_client import SpeechStream, SynthesisClient
+from aimass.synthesis_options import SynthesisOptions
 from aimass.token_embeddings import TextTokenEmbeddings, TokenEmbeddingOptions, TokenEmbeddings
 from aimass.token_stream import TokenStream
 from aimass.tracing import TracingInterceptor, export_spans
@@ -138,13 +149,22 @@ __all__ = [
     "SparseEmbeddings",
     "SparseText",
     "SpeechActivity",
+    "SpeechChunk",
+    "SpeechEnd",
+    "SpeechInfo",
+    "SpeechStream",
+    "SpeechTiming",
+    "SpokenAudio",
     "SpottedKeyword",
+    "SynthesisClient",
+    "SynthesisOptions",
     "TextClass",
     "TextClasses",
     "TextEntities",
     "TextOutcome",
     "TextRefused",
     "TextTokenEmbeddings",
+    "TimingKind",
     "Timings",
     "Tls",
     "TokenCandidate",
@@ -157,6 +177,7 @@ __all__ = [
     "Truncation",
     "Usage",
     "VectorDtype",
+    "Voice",
     "Word",
     "ZeroShotOptions",
     "downstream_deadline_s",

@@ -41,6 +41,7 @@ _IDEMPOTENT_METHODS = {
     ),
     "aimass.embedding.v1.EmbeddingService": ("Embed", "EmbedSparse", "EmbedTokens", "Similarity", "Rerank"),
     "aimass.model.v1.ModelService": ("ListModels", "GetModel"),
+    "aimass.speech.v1.SpeechSynthesisService": ("ListVoices",),
     "grpc.health.v1.Health": ("Check",),
 }
 """Unary calls, safe to repeat: none of them changes anything at the server."""

@@ -26,6 +26,7 @@ from aimass.cli import (
     generate,
     rerank,
     similarity,
+    speak,
     status,
     traces,
     transcribe,
@@ -79,6 +80,7 @@ app.command()(rerank.rerank)
 app.command()(status.status)
 app.command()(traces.traces)
 app.command()(transcribe.transcribe)
+app.command()(speak.speak)
 
 
 @app.callback()
