@@ -35,6 +35,7 @@ _NUMPY_OF_ONNX: Mapping[str, DTypeLike] = {
     "tensor(int8)": np.int8,
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
 }
 
 _PACKED_SHARE = 2.3
