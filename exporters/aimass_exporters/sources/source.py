@@ -38,6 +38,7 @@ _HEADS = {
     "ForMaskedLM": TaskName.FILL_MASK,
     "ForQuestionAnswering": TaskName.QUESTION_ANSWERING,
     "ForNextSentencePrediction": TaskName.NEXT_SENTENCE_PREDICTION,
+    "ForImageClassification": TaskName.IMAGE_CLASSIFICATION,
 }
 
 

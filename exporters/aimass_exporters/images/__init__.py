@@ -1,0 +1,1 @@
+"""Image classifiers: definitions, sources, and their bundles."""
