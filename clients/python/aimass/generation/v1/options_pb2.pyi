@@ -164,7 +164,9 @@ class StoppingOptions(_message.Message):
     max_new_tokens: _builtins.int
     """Optional. Most tokens to produce. Range 1 to what the context leaves after the prompt. Default: the model's."""
     min_new_tokens: _builtins.int
-    """Optional. End-of-text and stop tokens are not chosen before this many. Range 0 to max_new_tokens. Default 0."""
+    """Optional. End-of-text and stop tokens are not chosen before this many. Range 0 to max_new_tokens. 0 is the
+    model's own, which is 0 but for some that summarise.
+    """
     include_stop_string: _builtins.bool
     """Optional. Keep the matched stop string at the end of the text. Default false."""
     ignore_eos: _builtins.bool
@@ -248,8 +250,9 @@ class BeamOptions(_message.Message):
 
     The text comes whole, in one Delta, because beams are chosen at the end only. With more than one beam, or
     no_repeat_ngram_size, a request may not sample (temperature above 0, top_k, top_p, min_p, typical_p, seed), ask
-    for several sequences, logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be guided: each is
-    refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request instead.
+    for several sequences, logprobs, prompt_logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be
+    guided: each is refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request
+    instead.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -125,7 +125,8 @@ export type StoppingOptions = Message<"aimass.generation.v1.StoppingOptions"> & 
   maxNewTokens?: number | undefined;
 
   /**
-   * Optional. End-of-text and stop tokens are not chosen before this many. Range 0 to max_new_tokens. Default 0.
+   * Optional. End-of-text and stop tokens are not chosen before this many. Range 0 to max_new_tokens. 0 is the
+   * model's own, which is 0 but for some that summarise.
    *
    * @generated from field: int32 min_new_tokens = 2;
    */
@@ -226,8 +227,9 @@ export const OutputOptionsSchema: GenMessage<OutputOptions> = /*@__PURE__*/
  *
  * The text comes whole, in one Delta, because beams are chosen at the end only. With more than one beam, or
  * no_repeat_ngram_size, a request may not sample (temperature above 0, top_k, top_p, min_p, typical_p, seed), ask
- * for several sequences, logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be guided: each is
- * refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request instead.
+ * for several sequences, logprobs, prompt_logprobs, allowed tokens, logit bias, frequency or presence penalty, nor be
+ * guided: each is refused with INVALID_FIELD. A model's default of more than one beam gives way to such a request
+ * instead.
  *
  * @generated from message aimass.generation.v1.BeamOptions
  */
