@@ -77,9 +77,11 @@ def test_int8_minilm_keeps_vectors_and_neighbours(minilm_store: Path) -> None:
     bundle = _bundle(cached_export("all-minilm-l6-v2", name="minilm-int8", precision="int8"))
     measures = {m.name: m.value for m in bundle.manifest.parity.measures}
     assert measures["cosine_min"] >= 0.995
-    assert measures["neighbour_overlap_top10"] >= 0.95
-    operators = {n.op_type for n in onnx.load(bundle.graph("encoder"), load_external_data=False).graph.node}
-    assert "MatMulNBits" in operators
+    assert measures["cosine_mean"] >= 0.998
+    assert measures["neighbour_overlap_top10"] >= 0.94
+    operators = [n.op_type for n in onnx.load(bundle.graph("encoder"), load_external_data=False).graph.node]
+    assert operators.count("MatMulIntegerToFloat") >= 34
+    assert operators.count("MatMulIntegerToFloat") + operators.count("MatMulNBits") == 36
     assert not {"MatMul", "Gemm", "Attention"}.intersection(operators)
     size, full_size = (b.file("encoder.onnx.data").stat().st_size for b in (bundle, _bundle(minilm_store)))
     assert size < 0.7 * full_size  # the table of word vectors stays float32
@@ -90,7 +92,7 @@ def test_int8_vectors_do_not_depend_on_the_batch() -> None:
     texts = [list(range(1000, 1000 + n)) for n in (3, 12, 7)]
     together = _vectors(bundle, texts)
     alone = np.concatenate([_vectors(bundle, [ids]) for ids in texts])
-    assert (together * alone).sum(1).min() >= 0.99999
+    assert np.abs(together - alone).max() <= 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp16"])
