@@ -24,10 +24,12 @@ from aimass.embedding_options import EmbeddingOptions, Truncation
 from aimass.embeddings import EmbeddedText, Embeddings, ItemError, TextRefused
 from aimass.entities import Aggregation, Entities, Entity, EntityOptions, TextEntities
 from aimass.errors import RpcError
+from aimass.feature_answers import EstimatorKind, FeatureAnswer, FeatureAnswers, FeatureOptions
 from aimass.filled_masks import FilledMask, FilledText, FilledTexts, FillMaskOptions, MaskWord
 from aimass.generation_client import GenerationClient
 from aimass.generation_options import GenerationOptions
 from aimass.health_check import HealthStatus, health
+from aimass.image_labels import ImageLabels, ImageOptions, LabelledImages
 from aimass.keyword_stream import Keyword, KeywordStream, SpottedKeyword
 from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
 from aimass.next_sentences import NextSentence, NextSentences
@@ -102,6 +104,10 @@ __all__ = [
     "Entities",
     "Entity",
     "EntityOptions",
+    "EstimatorKind",
+    "FeatureAnswer",
+    "FeatureAnswers",
+    "FeatureOptions",
     "FillMaskOptions",
     "FilledMask",
     "FilledText",
@@ -114,11 +120,14 @@ __all__ = [
     "GenerationClient",
     "GenerationOptions",
     "HealthStatus",
+    "ImageLabels",
+    "ImageOptions",
     "Interim",
     "ItemError",
     "Keyword",
     "KeywordStream",
     "LabelScore",
+    "LabelledImages",
     "MaskWord",
     "Model",
     "ModelClient",

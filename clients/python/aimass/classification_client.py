@@ -17,7 +17,9 @@ from aimass.classification_options import ClassifyOptions, truncation_pb
 from aimass.classifications import TextClasses, text_classes_of
 from aimass.embedding_options import Truncation
 from aimass.entities import Entities, EntityOptions, entities_of
+from aimass.feature_answers import Cell, FeatureAnswers, FeatureOptions, feature_answers_of, feature_row
 from aimass.filled_masks import FilledTexts, FillMaskOptions, filled_texts_of
+from aimass.image_labels import ImageOptions, LabelledImages, labelled_images_of
 from aimass.next_sentences import NextSentences, next_sentences_of
 from aimass.question_answers import AnsweredQuestions, AnswerOptions, answered_questions_of
 from aimass.wire import refusing
@@ -142,6 +144,51 @@ class ClassificationClient(ServiceClient):
                 request.inputs.append(answer_pb.QuestionInput(question=question, context=context))
         response = self._connection.call(self._stub.AnswerQuestion, request, deadline_s=deadline_s)
         return answered_questions_of(response)
+
+    def classify_images(
+        self,
+        images: Sequence[bytes],
+        *,
+        model: str,
+        options: ImageOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> LabelledImages:
+        """Return the labels of each image, the bytes of a PNG, JPEG or WebP file."""
+        request = pb.ClassifyImageRequest(options=(options or ImageOptions()).message())
+        set_model(request, model, request_id)
+        for index, image in enumerate([images] if isinstance(images, bytes) else images):
+            with refusing(f"images[{index}]"):
+                request.images.append(image)
+        return labelled_images_of(
+            self._connection.call(self._stub.ClassifyImage, request, deadline_s=deadline_s)
+        )
+
+    def classify_features(
+        self,
+        rows: Sequence[Sequence[Cell]],
+        *,
+        model: str,
+        columns: Sequence[str] = (),
+        options: FeatureOptions | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> FeatureAnswers:
+        """Return what a model of tables says of each row: numbers and texts in the order of `columns`.
+
+        Without `columns` they stand in the model's own order.
+        """
+        request = pb.ClassifyFeaturesRequest(options=(options or FeatureOptions()).message())
+        set_model(request, model, request_id)
+        for index, name in enumerate(columns):
+            with refusing(f"columns[{index}]"):
+                request.columns.append(name)
+        for index, cells in enumerate(rows):
+            with refusing(f"rows[{index}]"):
+                request.rows.append(feature_row(cells))
+        return feature_answers_of(
+            self._connection.call(self._stub.ClassifyFeatures, request, deadline_s=deadline_s)
+        )
 
 
 class _Request(Protocol):

@@ -19,6 +19,7 @@ from aimass.cli import (
     answer,
     chat,
     classify,
+    classify_image,
     embed,
     embed_sparse,
     entities,
@@ -75,6 +76,7 @@ app.command()(classify.classify)
 app.command()(entities.entities)
 app.command("fill-mask")(fill_mask.fill_mask)
 app.command()(answer.answer)
+app.command("classify-image")(classify_image.classify_image)
 app.command()(similarity.similarity)
 app.command()(rerank.rerank)
 app.command()(status.status)
