@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from aimass_decoding.runner import DecoderRunner, geometry_of
+from aimass_exporters.cli import register
 from aimass_exporters.errors import ExportError, InvalidCheckpoint, InvalidExportOption, PickleRefused
 from aimass_exporters.exporter import export_model
 from aimass_exporters.sources.lora_adapter import merge_adapter, read_adapter
@@ -19,6 +21,7 @@ from aimass_serving.bundle import read_bundle
 from aimass_serving.session import Device, SessionConfig, open_session
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 RANK, IDS = 4, torch.arange(3, 40).unsqueeze(0)
 CONFIG = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "use_rslora": False, "alpha_pattern": {}}
@@ -164,3 +167,15 @@ def test_an_adapter_is_for_language_models_only(tiny_llama_folder: Path, tmp_pat
     with pytest.raises(InvalidExportOption, match="--adapter") as raised:
         export_model(str(tiny_llama_folder), task="embedding", store=tmp_path / "store", adapter=adapter)
     assert isinstance(raised.value, ExportError)
+
+
+def test_the_export_command_takes_an_adapter_and_tells_what_is_wrong_with_it(
+    tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    register(app)
+    arguments = ["export", str(tiny_llama_folder), "--store", str(tmp_path / "store")]
+    result = CliRunner().invoke(app, [*arguments, "--adapter", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "expected the folder of an adapter with adapter_config.json" in " ".join(result.stderr.split())
+    assert not (tmp_path / "store").exists()

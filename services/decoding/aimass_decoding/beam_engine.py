@@ -182,7 +182,16 @@ class BeamEngine:
         )
 
     def _submit(self, job: _Job) -> None:
+        """Queue a search. What fails by a fault of our own must still reach its reader, who waits."""
         self.counters.num_submitted += 1
+        try:
+            self._queue(job)
+        except Exception as error:
+            _LOGGER.exception("the engine of model %s could not queue a search", self._model)
+            detail = f"queueing it raised {type(error).__name__}"
+            self._fail(job, ModelFailed(self._model, detail=detail))
+
+    def _queue(self, job: _Job) -> None:
         num_tokens = sum(len(waiting.request.prompt_ids) for _, waiting in self._waiting)
         if self._waiting and num_tokens + len(job.request.prompt_ids) > self._config.max_queue_tokens:
             self.counters.num_refused += 1
@@ -209,8 +218,14 @@ class BeamEngine:
             del self._waiting[0]
             self._running.append(job)
             job.begun_ns = time.time_ns()
-            job.search = batch.join(job.request.prompt_ids, _options_of(job), memory=job.request.memory)
-            self.counters.num_prompt_tokens += len(job.request.prompt_ids)
+            try:
+                job.search = batch.join(job.request.prompt_ids, _options_of(job), memory=job.request.memory)
+            except Exception as error:
+                _LOGGER.exception("a search of model %s could not begin", self._model)
+                detail = f"its beginning raised {type(error).__name__}"
+                self._fail(job, ModelFailed(self._model, detail=detail))
+            else:
+                self.counters.num_prompt_tokens += len(job.request.prompt_ids)
 
     def _opened_batch(self) -> BeamBatch:
         if self._batch is None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aimass_decoding.beam_rules import repeating, rule_of
+from aimass_decoding.beam_search import LogitsRule
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.request import BeamParams, FinishReason, SamplingParams, SequenceRequest, TokenDelta
@@ -160,6 +161,29 @@ async def test_a_model_without_numbers_or_with_a_fault_fails_only_its_own_search
             await tokens_of(engine, request())
         is_broken = False
         assert await tokens_of(engine, request(num_beams=2)) == alone
+
+
+async def test_a_fault_at_the_door_reaches_its_caller_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    def faulty(asked: SequenceRequest, *, max_new_tokens: int) -> LogitsRule:
+        if asked.priority == 7:
+            raise RuntimeError("a fault of our own")
+        return rule_of(asked, max_new_tokens=max_new_tokens)
+
+    with fake_engine(hashed_logits(), SMALL) as engine:
+        running = asyncio.create_task(tokens_of(engine, request(num_beams=2, max_new_tokens=40)))
+        await until(lambda: engine.stats().num_prompt_tokens > 0)
+        monkeypatch.setattr("aimass_decoding.beam_engine.rule_of", faulty)
+        async with asyncio.timeout(10):
+            with pytest.raises(ModelFailed, match="its beginning raised RuntimeError"):
+                await tokens_of(engine, request(num_beams=2, priority=7))
+            monkeypatch.setattr(engine._beams, "_queue", None)
+            with pytest.raises(ModelFailed, match="queueing it raised TypeError"):
+                await tokens_of(engine, request(num_beams=2))
+        assert len(await running) == 40
 
 
 async def test_more_than_the_memory_or_the_queue_holds_is_refused() -> None:
