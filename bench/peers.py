@@ -73,6 +73,7 @@ def _save_causal_lm(source: Source, folder: Path) -> None:
         **dict(loaded.text.special_tokens),
     )
     tokenizer.pad_token_id = loaded.text.pad_token_id
+    tokenizer.unk_token = tokenizer.unk_token or tokenizer.pad_token  # CTranslate2 loads no model without one
     loaded.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
