@@ -90,7 +90,7 @@ class SynthesisClient(ServiceClient):
     """Turns text into speech. Thread-safe; close it, or use it in a `with` block.
 
     Every method raises `aimass.errors.RpcError` or one of its kinds. `deadline_s` counts from the call, in
-    seconds, and replaces the one of the connection's options. The voice may be left out when there is only one.
+    seconds, and replaces the one of the connection's options. Leave the voice out when there is only one.
     """
 
     DEFAULT_ADDRESS: ClassVar[str] = "localhost:50053"

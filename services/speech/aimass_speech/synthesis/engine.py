@@ -205,6 +205,7 @@ class SynthesisEngine:
             self._num_arrived += 1
             job = _Job(Speaking(self.parts, options, seed), self._num_arrived, deadline_s, wake)
             self._jobs.append(job)
+            self._changed.notify_all()  # its deadline may be the next
         return SpokenStream(self, job, changed)
 
     async def drain(self) -> None:

@@ -25,7 +25,7 @@ def phrases_of(words: Sequence[Word], *, is_first: bool) -> Iterator[list[Word]]
             yield list(words[:end])
             words = words[end:]
     for word in words:
-        if begun and _length(begun) + _length([word]) > MAX_PHRASE_SYMBOLS:
+        while begun and _length(begun) + _length([word]) > MAX_PHRASE_SYMBOLS:
             end = _last_clause_end(begun) or len(begun)
             yield begun[:end]
             begun = begun[end:]
@@ -43,6 +43,8 @@ def _clause_end(words: Sequence[Word]) -> int:
     length = 0
     for place, word in enumerate(words[:-1], 1):
         length += _length([word])
+        if length > MAX_PHRASE_SYMBOLS:
+            return 0
         if word.symbols in _CLAUSE_MARKS and length >= _MIN_CLAUSE_SYMBOLS:
             return place
     return 0
