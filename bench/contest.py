@@ -44,8 +44,15 @@ class Entry:
 class RoundClock:
     """Says whether one more round of a scenario fits what is left of the time. Owns the start."""
 
-    def __init__(self, max_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_s: float,
+        *,
+        max_rounds: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._max_rounds = max_rounds or {}
         self._ends_s = clock() + max_s
         self._seconds: dict[tuple[str, int], dict[str, float]] = {}
 
@@ -56,9 +63,14 @@ class RoundClock:
         took[name] = min(took.get(name, seconds), seconds)
 
     def has_time(self, scenario: str) -> bool:
-        """Return whether another round, if it takes as long as the last, ends in time."""
+        """Return whether another round, if those that still take part take as long again, ends in time."""
         last = max(index for name, index in self._seconds if name == scenario)
-        return self._clock() + sum(self._seconds[scenario, last].values()) <= self._ends_s
+        expected_s = sum(
+            seconds
+            for candidate, seconds in self._seconds[scenario, last].items()
+            if self._max_rounds.get(candidate, last + 2) > last + 1
+        )
+        return self._clock() + expected_s <= self._ends_s
 
 
 def hold(
@@ -68,7 +80,8 @@ def hold(
 
     No further round begins that would probably end later than `max_s` after the call.
     """
-    clock = RoundClock(max_s)
+    few_rounds = {e.candidate: e.max_rounds for e in entries if e.max_rounds is not None}
+    clock = RoundClock(max_s, max_rounds=few_rounds)
     with ExitStack() as stack, _progress() as progress:
         task = progress.add_task("starting", total=None)
         workers = _started(entries, stack)

@@ -29,7 +29,7 @@ from bench.workload import PREFILL, Workload
 TRANSFORMERS, OPTIMUM = "transformers eager fp32", "optimum ONNX Runtime fp32"
 CONTENDERS = ("served", "in-process", "ctranslate2", "transformers", "optimum")
 LONG_PROMPT_TOKENS = 512
-SLOW_PEER_ROUNDS = 2
+SLOW_PEER_ROUNDS = 1
 _COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 NOT_RUN = (
     "Not run: llama.cpp (`pip install llama-cpp-python` finds no wheel), onnxruntime-genai (its 0.18 wheel "
@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contenders", type=_words, default=CONTENDERS, help=",".join(CONTENDERS))
     parser.add_argument("--precisions", type=_words, default=PRECISIONS, help=",".join(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=5, help="most repetitions of each contender")
-    parser.add_argument("--seconds", type=float, default=270, help="no further round begins after this")
+    parser.add_argument("--seconds", type=float, default=300, help="no further round begins after this")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens each stream produces")
     cores = tuple(str(count) for count in sorted({1, usable_cores()}))
     parser.add_argument("--threads", type=_words, default=cores, help="settings every peer is tried at")
