@@ -14,6 +14,8 @@ import {
   type PromptInfo,
 } from "./gen/aimass/generation/v1/generation_service_pb.js";
 import type {
+  BeamOptionsSchema,
+  GuidanceOptionsSchema,
   OutputOptionsSchema,
   SamplingOptionsSchema,
   StoppingOptionsSchema,
@@ -32,6 +34,12 @@ export interface GenerationRequest {
   readonly stopping?: MessageInitShape<typeof StoppingOptionsSchema>;
   /** What to send beside the text. */
   readonly output?: MessageInitShape<typeof OutputOptionsSchema>;
+  /** Hold the text to a JSON schema, a regular expression, choices or a grammar. */
+  readonly guidance?: MessageInitShape<typeof GuidanceOptionsSchema>;
+  /** Search with beams; the text then comes whole, in one delta. */
+  readonly beams?: MessageInitShape<typeof BeamOptionsSchema>;
+  /** Only prompts with the same salt share what the server computed of them. */
+  readonly cacheSalt?: string;
   /** A higher number is served earlier. */
   readonly priority?: number;
   /** Ends the text after this time and keeps what was generated: unlike the deadline it is no error. */

@@ -8,11 +8,17 @@ export interface ChatMessage {
   /** A role the model's template knows, commonly `system`, `user` or `assistant`. */
   readonly role: string;
   readonly content: string;
+  /** Calls the model made in this turn, each the JSON of an object as its template lays it out. */
+  readonly toolCalls?: readonly string[];
+  /** Name of the tool whose result this is, for a turn of role `tool`. */
+  readonly name?: string;
 }
 
 /** A conversation that ends where the model is to speak, laid out by the model's own chat template. */
 export interface ChatPrompt {
   readonly messages: readonly ChatMessage[];
+  /** Functions the model may call, each the JSON of an object, commonly `{"type": "function", ...}`. */
+  readonly tools?: readonly string[];
 }
 
 /** Token ids, used as they are. */
@@ -29,7 +35,8 @@ type TokenizedPromptField = Exclude<PromptField, { case: "tokenIds" }>;
 /** The oneof of a prompt that is still text. */
 export function textPromptField(prompt: string | ChatPrompt): TokenizedPromptField {
   if (typeof prompt === "string") return { case: "text", value: prompt };
-  return { case: "chat", value: { messages: [...prompt.messages] } };
+  const messages = prompt.messages.map((turn) => ({ ...turn, toolCalls: [...(turn.toolCalls ?? [])] }));
+  return { case: "chat", value: { messages, tools: [...(prompt.tools ?? [])] } };
 }
 
 /** The oneof of any prompt. */

@@ -100,14 +100,18 @@ test("every form of prompt and every option reaches the server", async (t) => {
       return { text: "ok" };
     },
   });
-  const chat = { messages: [{ role: "user", content: "Hi" }] };
+  const tool = '{"type": "function"}';
+  const chat = { messages: [{ role: "user", content: "Hi", toolCalls: [tool], name: "t" }], tools: [tool] };
   for (const prompt of ["Hello", chat, { tokenIds: [1, 2] }]) {
     await client.complete({
       model: "tiny@2",
       prompt,
       sampling: { temperature: 0.5, seed: 2n ** 63n },
       stopping: { maxNewTokens: 7, stopStrings: ["\n"] },
-      output: { logprobs: true },
+      output: { logprobs: true, promptLogprobs: true },
+      guidance: { form: { case: "regex", value: "a+" } },
+      beams: { numBeams: 2, noRepeatNgramSize: 0 },
+      cacheSalt: "s",
       priority: -3,
       timeLimitMs: 1500,
       requestId: "r-1",
@@ -117,6 +121,8 @@ test("every form of prompt and every option reaches the server", async (t) => {
   assert.deepEqual(text, { case: "text", value: "Hello" });
   assert.ok(messages?.case === "chat");
   assert.equal(messages.value.messages[0]?.content, "Hi");
+  assert.deepEqual(messages.value.messages[0]?.toolCalls, [tool]);
+  assert.deepEqual(messages.value.tools, [tool]);
   assert.ok(ids?.case === "tokenIds");
   assert.deepEqual(ids.value.ids, [1, 2]);
   const [request] = seen;
@@ -127,6 +133,11 @@ test("every form of prompt and every option reaches the server", async (t) => {
   assert.deepEqual(request.stopping?.stopStrings, ["\n"]);
   assert.deepEqual([request.model, request.priority, request.requestId], ["tiny@2", -3, "r-1"]);
   assert.equal(request.output?.logprobs, true);
+  assert.equal(request.output?.promptLogprobs, true);
+  assert.deepEqual(request.guidance?.form, { case: "regex", value: "a+" });
+  assert.deepEqual([request.beams?.numBeams, request.beams?.noRepeatNgramSize], [2, 0]);
+  assert.equal(request.beams?.lengthPenalty, undefined);
+  assert.equal(request.cacheSalt, "s");
 });
 
 test("tokenize and detokenize give ids and text", async (t) => {
