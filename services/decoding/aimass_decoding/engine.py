@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from aimass_serving.adaptive_session import ThreadUse, thread_use
+from aimass_serving.adaptive_session import ThreadUse, each_variant, thread_use
 from aimass_serving.errors import AimassError, InputTooLong, InvalidField, ModelFailed
 from aimass_serving.session import Session
 from aimass_serving.telemetry import emit_phase, record_release
@@ -137,7 +137,8 @@ class DecodingEngine:
         `memory` is what the encoder of an encoder-decoder made of the golden source.
         """
         assert not self._thread.is_alive, "the runner belongs to the engine thread"
-        replay_golden(self._runner, golden, bundle=self._model, memory=memory)
+        for _ in each_variant(self._session):
+            replay_golden(self._runner, golden, bundle=self._model, memory=memory)
 
     def start(self) -> None:
         """Start the engine thread."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from aimass.model.v1 import manifest_pb2
+from aimass_serving.adaptive_session import each_variant
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
@@ -31,9 +32,10 @@ def embedding_engine_on(session: Session, bundle: Bundle, context: LoadContext) 
     spec = embedding_spec(bundle)
     check_graph(session, bundle.ref, outputs=(HIDDEN,))
     runner = EncoderRunner(session, pad_token_id=bundle.manifest.tokenizer.pad_token_id)
-    replay_golden(runner, bundle, spec)
     config = context.config(EncoderConfig)
-    warm_up(runner, config, max_tokens=spec.max_tokens)
+    for _ in each_variant(session):
+        replay_golden(runner, bundle, spec)
+        warm_up(runner, config, max_tokens=spec.max_tokens)
     tokenizer = read_tokenizer(bundle, max_tokens=spec.max_tokens)
     return EncoderEngine(
         runner, tokenizer, spec, model=bundle.manifest.name, config=config, permit=context.permit

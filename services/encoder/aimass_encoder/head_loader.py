@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from aimass.model.v1 import manifest_pb2
+from aimass_serving.adaptive_session import each_variant
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
@@ -32,6 +33,8 @@ _PROBLEM_TYPES: Mapping[manifest_pb2.ProblemType.ValueType, ProblemType] = {
     manifest_pb2.PROBLEM_TYPE_MULTI_LABEL: ProblemType.MULTI_LABEL,
     manifest_pb2.PROBLEM_TYPE_REGRESSION: ProblemType.REGRESSION,
 }
+_MIN_MEASURED = 100
+"""Texts that a precision must have been measured on to be relied on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,10 @@ def head_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Ta
     if manifest.encoder.max_tokens < 1:
         raise BadBundle(bundle.ref, detail="expected an encoder with max_tokens")
     runner = EncoderRunner(session, pad_token_id=manifest.tokenizer.pad_token_id)
-    replay_golden_logits(runner, bundle, task.outputs)
     config = context.config(EncoderConfig)
-    warm_up(runner, config, max_tokens=manifest.encoder.max_tokens)
+    for _ in each_variant(session):
+        replay_golden_logits(runner, bundle, task.outputs)
+        warm_up(runner, config, max_tokens=manifest.encoder.max_tokens)
     tokenizer = read_tokenizer(bundle, max_tokens=manifest.encoder.max_tokens)
     encoder = TextEncoder(runner, tokenizer, model=manifest.name, config=config, permit=context.permit)
     return task.engine(encoder, tokenizer, bundle)
@@ -105,8 +109,17 @@ def classifier_spec(bundle: Bundle) -> ClassifierSpec:
         _PROBLEM_TYPES[encoder.problem_type],
         encoder.threshold if encoder.HasField("threshold") else None,
         temperature=encoder.calibration.temperature or 1.0,
-        points=[(point.precision, point.threshold) for point in encoder.calibration.points],
+        points=_operating_points(encoder.calibration),
     )
+
+
+def _operating_points(calibration: manifest_pb2.Calibration) -> Sequence[tuple[float, float]]:
+    """Return the precisions that unseen texts showed, and the least scores that reach them.
+
+    What was aimed at when thresholds were fitted is more than other texts then give, so it is not promised.
+    """
+    enough = [p for p in calibration.points if p.coverage * calibration.num_measured >= _MIN_MEASURED]
+    return [(point.measured_precision, point.threshold) for point in enough]
 
 
 def replay_golden_logits(runner: EncoderRunner, bundle: Bundle, outputs: Sequence[str]) -> None:

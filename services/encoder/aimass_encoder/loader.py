@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from aimass.model.v1.manifest_pb2 import TASK_FEATURE_CLASSIFICATION, TASK_IMAGE_CLASSIFICATION, Task
+from aimass_serving.adaptive_session import PACKED_APART, open_row_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.service import LoadContext
-from aimass_serving.session import Session, open_session
+from aimass_serving.session import Session, SessionConfig, open_session
 
 from aimass_encoder.embedding_loader import embedding_engine_on
 from aimass_encoder.head_loader import HEAD_TASKS, head_engine_on
@@ -33,7 +34,14 @@ LOADERS: Mapping[Task.ValueType, Loader] = {
 
 def load_engine(bundle: Bundle, context: LoadContext) -> TaskEngine:
     """Return a started engine. Blocking. Raises `BadBundle` when the golden outputs do not come out."""
-    return engine_on(open_session(bundle.graph(GRAPH_ROLE), context.session_config), bundle, context)
+    return engine_on(_open(bundle, context.session_config), bundle, context)
+
+
+def _open(bundle: Bundle, config: SessionConfig) -> Session:
+    graph, manifest = bundle.graph(GRAPH_ROLE), bundle.manifest
+    if manifest.task == TASK_FEATURE_CLASSIFICATION:  # over in microseconds: nothing to split
+        return open_session(graph, config)
+    return open_row_session(graph, config, shares_weights=manifest.precision not in PACKED_APART)
 
 
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:

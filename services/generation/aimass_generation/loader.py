@@ -10,8 +10,6 @@ from typing import Any
 
 import jinja2
 from aimass.model.v1.manifest_pb2 import (
-    PRECISION_INT4,
-    PRECISION_INT8,
     DecoderSpec,
     GenerationDefaults,
     ModelManifest,
@@ -23,7 +21,7 @@ from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import MAX_BEAMS, BeamParams
 from aimass_decoding.runner import geometry_of
-from aimass_serving.adaptive_session import open_adaptive_session
+from aimass_serving.adaptive_session import PACKED_APART, open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
@@ -42,8 +40,6 @@ from aimass_generation.resolver import ModelProfile
 from aimass_generation.source_engine import SourceEngine, WholeTextDecoder
 
 GRAPH_ROLE, ENCODER_ROLE = "decoder", "encoder"
-_PRECISIONS_PACKED_APART = frozenset({PRECISION_INT8, PRECISION_INT4})
-"""Integer weights that are packed for each number of threads by itself: see `open_thread_variants`."""
 
 
 def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
@@ -55,7 +51,7 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     session = open_adaptive_session(
         bundle.graph(GRAPH_ROLE),
         context.session_config,
-        shares_weights=bundle.manifest.precision not in _PRECISIONS_PACKED_APART,
+        shares_weights=bundle.manifest.precision not in PACKED_APART,
     )
     return engine_on(session, bundle, context)
 

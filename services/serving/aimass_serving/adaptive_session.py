@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aimass.model.v1.manifest_pb2 import PRECISION_INT4, PRECISION_INT8
 from numpy.typing import DTypeLike, NDArray
 
 from aimass_serving.cpu import usable_cores
+from aimass_serving.row_split import RowSplitSession
 from aimass_serving.session import (
     Binding,
     BufferView,
@@ -31,6 +33,9 @@ from aimass_serving.session import (
 from aimass_serving.thread_choice import ThreadChoice
 
 T = TypeVar("T")
+
+PACKED_APART = frozenset({PRECISION_INT8, PRECISION_INT4})
+"""Precisions whose weights are packed for each number of threads by itself: see `open_thread_variants`."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,14 +60,35 @@ def open_adaptive_session(graph: Path, config: SessionConfig, *, shares_weights:
     `open_thread_variants`. Errors as `open_session`.
     """
     counts = thread_counts(config, num_cores=usable_cores())
-    if len(counts) == 1:
+    sessions = _variants(graph, config, counts, shares_weights=shares_weights)
+    return sessions[0] if len(sessions) == 1 else AdaptiveSession(dict(zip(counts, sessions, strict=True)))
+
+
+def open_row_session(graph: Path, config: SessionConfig, *, shares_weights: bool = True) -> Session:
+    """Open a graph of independent rows at all cores, and at one thread with the rows split over the cores.
+
+    Each run takes what is fastest now, or there is no choice for the reasons `open_adaptive_session` names.
+    """
+    num_cores = usable_cores()
+    if len(thread_counts(config, num_cores=num_cores)) == 1:
         return open_session(graph, config)
+    sessions = _variants(graph, config, (num_cores, 1), shares_weights=shares_weights)
+    if len(sessions) == 1:
+        return sessions[0]
+    return AdaptiveSession({num_cores: sessions[0], 1: RowSplitSession(sessions[1], num_parts=num_cores)})
+
+
+def _variants(
+    graph: Path, config: SessionConfig, counts: Sequence[int], *, shares_weights: bool
+) -> Sequence[Session]:
+    """Open the graph once for each number of threads, or only once where that cannot be."""
+    if len(counts) == 1:
+        return [open_session(graph, config)]
     try:
-        sessions = open_thread_variants(graph, config, counts, shares_weights=shares_weights)
+        return open_thread_variants(graph, config, counts, shares_weights=shares_weights)
     except OSError as error:
         _LOGGER.warning("the number of threads stays %d: cannot share the weights: %s", counts[0], error)
-        return open_session(graph, config)
-    return AdaptiveSession(dict(zip(counts, sessions, strict=True)))
+        return [open_session(graph, config)]
 
 
 def thread_counts(config: SessionConfig, *, num_cores: int) -> tuple[int, ...]:
@@ -81,6 +107,19 @@ def thread_use(session: Session) -> ThreadUse | None:
     return session.thread_use if isinstance(session, AdaptiveSession) else None
 
 
+def each_variant(session: Session) -> Iterator[None]:
+    """Let all runs go to one variant after another, for checks and warm-up; once where there is no choice."""
+    if not isinstance(session, AdaptiveSession):
+        yield
+        return
+    try:
+        for variant in range(session.num_variants):
+            session.pinned = variant
+            yield
+    finally:
+        session.pinned = None
+
+
 class AdaptiveSession:
     """Sessions of one graph that differ only in their threads; each run takes the one that is fastest now.
 
@@ -96,6 +135,13 @@ class AdaptiveSession:
         self._choice = ThreadChoice(len(self._variants))
         self._num_runs = [0] * len(self._variants)
         self._clock = clock
+        self.pinned: int | None = None
+        """The variant that takes all runs; None for the one of choice."""
+
+    @property
+    def num_variants(self) -> int:
+        """How many there are to choose from."""
+        return len(self._variants)
 
     @property
     def inputs(self) -> Sequence[TensorInfo]:
@@ -133,6 +179,8 @@ class AdaptiveSession:
 
     def timed(self, shape: tuple[int, ...], run: Callable[[int], T]) -> T:
         """Run the variant of choice for a first input of this shape, and learn from the time it takes."""
+        if self.pinned is not None:
+            return run(self.pinned)
         kind, started_s = kind_of(shape), self._clock()
         variant = self._choice.choose(kind, started_s)
         result = run(variant)

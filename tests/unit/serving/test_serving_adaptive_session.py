@@ -13,8 +13,10 @@ import pytest
 from aimass_serving import adaptive_session
 from aimass_serving.adaptive_session import (
     AdaptiveSession,
+    each_variant,
     kind_of,
     open_adaptive_session,
+    open_row_session,
     thread_counts,
     thread_use,
 )
@@ -138,3 +140,39 @@ def test_with_two_cores_the_session_adapts(graph: Path, monkeypatch: pytest.Monk
     use = thread_use(session)
     assert use is not None
     assert use.num_runs == {2: 1, 1: 0}
+
+
+def test_every_variant_can_be_checked_and_warmed_up_before_one_is_chosen() -> None:
+    variants = Variants(seconds=(0.01, 0.02))
+    used_s = []
+    for _ in each_variant(variants.session):
+        before_s = variants.now_s
+        variants.session.run({"x": np.zeros((1, 2), np.float32)})
+        used_s.append(round(variants.now_s - before_s, 3))
+    assert used_s == [0.01, 0.02]
+    assert variants.session.thread_use.num_runs == {2: 0, 1: 0}, "warming up teaches nothing"
+    variants.session.run({"x": np.zeros((1, 2), np.float32)})
+    assert variants.session.thread_use.num_runs == {2: 1, 1: 0}
+
+
+def test_a_session_without_variants_is_checked_once(graph: Path) -> None:
+    assert len(list(each_variant(open_session(graph, CPU)))) == 1
+
+
+@pytest.mark.parametrize("shares_weights", [True, False])
+def test_rows_side_by_side_give_the_numbers_of_the_graph(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, shares_weights: bool
+) -> None:
+    monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
+    x = np.random.default_rng(3).normal(size=(5, 64)).astype(np.float32)
+    expected = open_session(graph, CPU).run({"x": x})["y"]
+    session = open_row_session(graph, CPU, shares_weights=shares_weights)
+    results = [session.run({"x": x})["y"] for _ in each_variant(session)]
+    assert len(results) == 2
+    for result in results:
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_rows_are_not_split_where_the_number_of_threads_is_given(graph: Path) -> None:
+    session = open_row_session(graph, SessionConfig(device=Device.CPU, num_threads=2))
+    assert thread_use(session) is None

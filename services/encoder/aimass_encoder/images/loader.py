@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from aimass.model.v1 import image_spec_pb2
+from aimass_serving.adaptive_session import each_variant
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
@@ -33,10 +34,11 @@ def image_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> I
     if [i.name for i in session.inputs] != [PIXELS] or LOGITS not in [o.name for o in session.outputs]:
         raise BadBundle(bundle.ref, detail=f"expected a graph of {PIXELS} and {LOGITS}")
     runner = ImageRunner(session, mean=spec.mean, std=spec.std)
-    replay_golden_images(runner, bundle)
     config = context.config(EncoderConfig)
     blank = ImageRow(np.zeros((framing.size, framing.size, 3), np.uint8))
-    runner.run(runner.lay_out([blank] * config.image_limits.max_batch_rows, length=1))
+    for _ in each_variant(session):
+        replay_golden_images(runner, bundle)
+        runner.run(runner.lay_out([blank] * config.image_limits.max_batch_rows, length=1))
     problem_type = ProblemType.MULTI_LABEL if spec.is_multi_label else ProblemType.SINGLE_LABEL
     return ImageClassifier(
         runner,
