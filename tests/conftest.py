@@ -158,3 +158,15 @@ def spoken() -> Any:
     folder = fetch_package(pinned_packages()["moonshine-voice"])
     content = (folder / "moonshine_voice/assets/two_cities.wav").read_bytes()
     return decode_audio(content, AudioFormat(), max_audio_s=60)[int(0.7 * 16_000) : int(8.5 * 16_000)]
+
+
+@pytest.fixture(scope="session")
+def hibari_store() -> Path:
+    """A store with the real voice `hibari-heart`: American English, 24 kHz, 8-bit weights."""
+    return _store("hibari-heart", "hibari-heart")
+
+
+@pytest.fixture(scope="session")
+def piper_store() -> Path:
+    """A store with the real voice `piper-joe`: American English, 22 kHz, a VITS voice in three graphs."""
+    return _store("piper-joe", "piper-joe")

@@ -70,6 +70,7 @@ def test_a_text_is_said_as_it_is_asked_to_be(kind: str, text: str, said: str) ->
         ('<speak><phoneme alphabet="x-sampa" ph="a">a</phoneme></speak>', 7, "the alphabet ipa"),
         ('<speak><say-as interpret-as="poem">x</say-as></speak>', 7, "interpret-as"),
         ('<speak><say-as interpret-as="ordinal">x</say-as></speak>', 39, "said as ordinal"),
+        (f'<speak><phoneme ph="{"a" * 1001}">x</phoneme></speak>', 7, "at most 1000 characters"),
         ("<speak>" + "<p>" * 40 + "</p>" * 40 + "</speak>", 7 + 31 * 3, "at most 32 elements"),
     ],
 )

@@ -7,7 +7,9 @@ for words that no lexicon has. The network runs in a session of ours.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -30,6 +32,12 @@ _MAX_STAND_INS = 0x1000
 _SPOKEN = frozenset(
     symbol for table in (SYMBOL_PHONEMES, SYMBOLS, CURRENCIES, SPOKEN_SYMBOLS) for symbol in table
 )
+_LONG_NUMBER = re.compile(r"\d(?:,?\d){21,}")
+"""The library has words up to decillions, and fails above them: longer numbers are read digit by digit."""
+_LONG_WORD = re.compile(r"\S{50}(?=\S)")
+"""A longer word is read in parts, each short enough for one phrase."""
+_LIBRARY_FAILURES = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
+"""What the library raises for texts it was not made for, such as a raised digit before a letter."""
 _CERTAIN = 5
 """The library's rating of a pronunciation that was given."""
 
@@ -45,9 +53,28 @@ class EnglishReader:
         self._g2p = G2P(oov=network)
 
     def read(self, text: str, pronunciations: Mapping[str, str]) -> Reading:
+        try:
+            return self._read(text, pronunciations)
+        except _LIBRARY_FAILURES:
+            return self._read_word_by_word(text.split(), pronunciations)
+
+    def _read_word_by_word(self, parts: list[str], pronunciations: Mapping[str, str]) -> Reading:
+        """Read a text that the library fails on as a whole; report the words that it fails on alone."""
+        words: list[Word] = []
+        missing: list[str] = []
+        for part in parts:
+            try:
+                reading = self._read(part, pronunciations)
+            except _LIBRARY_FAILURES:
+                missing += part
+                continue
+            words += [*reading.words[:-1], *(replace(word, has_space=True) for word in reading.words[-1:])]
+            missing += reading.unpronounceable
+        return Reading(words, list(dict.fromkeys(missing)))
+
+    def _read(self, text: str, pronunciations: Mapping[str, str]) -> Reading:
         stand_ins = {word: chr(_FIRST_STAND_IN + n) for n, word in enumerate(pronunciations)}
-        plain = "".join(" " if _is_private(character) else character for character in text)
-        tokens = self._g2p.tokenize(normalize(plain.replace(_LINK, _NO_LINK)))
+        tokens = self._g2p.tokenize(normalize(_readable(text)))
         for token in tokens:
             if stand_in := stand_ins.get(token.text.lower()):
                 token.phonemes, token.rating = stand_in, _CERTAIN
@@ -77,7 +104,14 @@ class EnglishReader:
 
     def _is_readable(self, character: str) -> bool:
         is_letter = character.isalpha() and (character.isascii() or character in self._letters)
-        return is_letter or character.isdigit() or character in _SPOKEN or is_silent(character)
+        return is_letter or character.isnumeric() or character in _SPOKEN or is_silent(character)
+
+
+def _readable(text: str) -> str:
+    """Return a text that the library can read: no commands, no numbers beyond its words, no endless words."""
+    plain = "".join(" " if _is_private(character) else character for character in text)
+    spelled = _LONG_NUMBER.sub(lambda number: " ".join(number[0].replace(",", "")), plain)
+    return _LONG_WORD.sub(r"\g<0> ", spelled.replace(_LINK, _NO_LINK))
 
 
 def _is_private(character: str) -> bool:

@@ -25,7 +25,7 @@ from aimass_speech.synthesis.script import (
     Spoken,
     Style,
 )
-from aimass_speech.synthesis.sentences import sentences_of
+from aimass_speech.synthesis.sentences import MAX_SENTENCE_CHARS, sentences_of
 
 MAX_PAUSE_S = 10.0
 _MAX_DEPTH = 32
@@ -205,7 +205,7 @@ class _Parser:
             raise self._invalid(f"interpret-as as one of {', '.join(_SAYINGS)}", kind)
 
         def say(text: str) -> Piece:
-            said = _SAYINGS[kind](text.strip())
+            said = _SAYINGS[kind](self._short(text.strip()))
             if said is None:
                 raise self._invalid(f"a text that can be said as {kind}", text)
             return Spoken(said, style)
@@ -246,7 +246,13 @@ class _Parser:
     def _needed(self, attributes: dict[str, str], element: str, name: str) -> str:
         if not (value := attributes.get(name, "").strip()):
             raise self._invalid(f"<{element}> with the attribute {name}", "none")
-        return value
+        return self._short(value)
+
+    def _short(self, text: str) -> str:
+        if len(text) > MAX_SENTENCE_CHARS:
+            expected = f"at most {MAX_SENTENCE_CHARS} characters that are spoken at once"
+            raise self._invalid(expected, f"{len(text)} characters")
+        return text
 
     def _invalid(self, expected: str, got: object, *, offset: int | None = None) -> InvalidSsml:
         place = self._expat.CurrentByteIndex if offset is None else offset
