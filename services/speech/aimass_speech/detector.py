@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 _SEQUENCE_FRAMES = 512
 """Frames of one stream computed in one run: about 16 s of audio. Others wait no longer than that takes."""
 _MIN_SEQUENCE_FRAMES = 8
-"""Streams with fewer frames than this to do are computed together, frame by frame."""
+"""Streams with fewer frames than this to do are computed together, frame by frame, in one turn: each turn
+may wait for a step of a recogniser."""
 _PIECE_SAMPLES = 2**20
 """Samples of a recording that are cut into frames at a time, which copies them."""
 
@@ -199,11 +200,12 @@ class VoiceActivityEngine:
             frames = work.frames[work.position : work.position + _SEQUENCE_FRAMES]
             work.take(*self.runner.sequence(frames, work.state))
             return
-        frames = np.stack([work.frames[work.position] for work in batch])
-        states = np.stack([work.state for work in batch], axis=1)  # [2, streams, state_size]
-        probabilities, states = self.runner.step(frames, states)
-        for row, work in enumerate(batch):
-            work.take(probabilities[row : row + 1], states[:, row])
+        while rows := [work for work in batch if work.num_left]:
+            frames = np.stack([work.frames[work.position] for work in rows])
+            states = np.stack([work.state for work in rows], axis=1)  # [2, streams, state_size]
+            probabilities, states = self.runner.step(frames, states)
+            for row, work in enumerate(rows):
+                work.take(probabilities[row : row + 1], states[:, row])
 
     def _put_back(self, batch: list[_Work]) -> None:
         """Return unfinished work to the end of the queue, and hand over what is done."""

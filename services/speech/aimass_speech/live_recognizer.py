@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 _MAX_EVENTS = 256
 """Events that wait for a slow reader; then no audio is read."""
+_MAX_WAITING_BYTES = 2**17
+"""Audio that waits to be looked at; then no more is asked for."""
 _MAX_FINALS = 3
 """Utterances of a stream that wait for their text; then no audio is read."""
 _PIECE_SAMPLES = SAMPLE_RATE_HZ // 2
@@ -175,7 +178,9 @@ class LiveRecognizer:
     # Reading.
 
     async def _read(self, requests: AsyncIterator[bytes | FlushAsked]) -> None:
-        async for request in _with_idle(requests, lambda: self._live.idle_s if self._utterance else None):
+        inbox = _Inbox()
+        self._start(inbox.fill(requests))
+        async for request in _with_idle(inbox, lambda: self._live.idle_s if self._utterance else None):
             if isinstance(request, bytes):
                 await self._take(self._decoder.feed(request))
                 continue
@@ -326,6 +331,54 @@ class _AudioBuffer:
         """Let go of whole pieces before sample `place`."""
         while self._pieces and self._start + len(self._pieces[0]) <= place:
             self._start += len(self._pieces.pop(0))
+
+
+class _Inbox:
+    """What was sent and not looked at yet: audio that waits is joined, so that a stream that is behind
+    catches up in one go. Asks for no more while it is full.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[bytes | FlushAsked] = deque()
+        self._num_bytes = 0
+        self._arrived, self._has_room = asyncio.Event(), asyncio.Event()
+        self._error: Exception | None = None
+        self._is_ended = False
+
+    async def fill(self, requests: AsyncIterator[bytes | FlushAsked]) -> None:
+        """Take in all requests; what they raise is told to the reader, in its turn."""
+        try:
+            async for request in requests:
+                self._items.append(request)
+                self._num_bytes += len(request) if isinstance(request, bytes) else 0
+                self._arrived.set()
+                while self._num_bytes > _MAX_WAITING_BYTES or len(self._items) > _MAX_EVENTS:
+                    self._has_room.clear()
+                    await self._has_room.wait()
+        except Exception as error:
+            self._error = error
+        self._is_ended = True
+        self._arrived.set()
+
+    def __aiter__(self) -> AsyncIterator[bytes | FlushAsked]:
+        return self
+
+    async def __anext__(self) -> bytes | FlushAsked:
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            if self._is_ended:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        first = self._items.popleft()
+        pieces = [first] if isinstance(first, bytes) else []
+        while pieces and self._items and isinstance(piece := self._items[0], bytes):
+            pieces.append(piece)
+            self._items.popleft()
+        self._num_bytes -= sum(map(len, pieces))
+        self._has_room.set()
+        return b"".join(pieces) if pieces else first
 
 
 @dataclass(frozen=True, slots=True)
