@@ -21,6 +21,8 @@ PARTS = {
     "generation-load": "bench.generation_load",
     "embedding": "bench.embedding",
     "embedding-load": "bench.embedding_load",
+    "speech": "bench.speech",
+    "speech-live": "bench.speech_live",
 }
 """A part is a module with `add_options(parser)` and `run(options, command=...)`, which returns a report, or
 None when it has none."""
@@ -35,6 +37,9 @@ ALL: Sequence[Sequence[str]] = (
     ("embedding",),
     ("embedding-load",),
     ("embedding-load", "--precision", "int8"),
+    ("speech",),
+    ("speech", "--model", "whisper-base", "--sentences", "60"),
+    ("speech-live",),
 )
 
 
@@ -54,13 +59,23 @@ def _run(words: Sequence[str]) -> None:
     name = words[0] if words and words[0] in PARTS else ""
     options = _parser(name).parse_args(words)
     module: Any = importlib.import_module(PARTS[options.part])
-    report = module.run(options, command=shlex.join(["python", "-m", "bench", *words]))
+    report = module.run(options, command=_command(words))
     if isinstance(report, Benchmark):
         print(markdown(report))
         write_report(report, options.output)
     elif isinstance(report, Study):
         print(report.markdown())
         report.write(options.output)
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return how to repeat a run; where its report goes is left out."""
+    kept = list(words)
+    if "--output" in kept:
+        at = kept.index("--output")
+        del kept[at : at + 2]
+    arguments = f" BENCH_ARGS={shlex.quote(shlex.join(kept[1:]))}" if kept[1:] else ""
+    return f"make bench BENCH={kept[0]}{arguments}"
 
 
 def _parser(part: str) -> argparse.ArgumentParser:
