@@ -33,7 +33,7 @@ class ClassifierSpec:
     temperature: float = 1.0
     """Logits are divided by this before they become scores."""
     points: Sequence[tuple[float, float]] = ()
-    """Precisions and the least scores that reach them, by rising precision; empty if not calibrated."""
+    """Precisions on unseen texts and the least scores that reach them; empty if not calibrated."""
 
 
 class TextClassifier(TextTaskEngine):
@@ -121,9 +121,10 @@ class TextClassifier(TextTaskEngine):
         if not enough:
             expected = "none: this model was not calibrated on labelled texts"
             if self.spec.points:
-                expected = f"at most {self.spec.points[-1][0]:.3g}, what it reached on labelled texts"
+                largest = max(reached for reached, _ in self.spec.points)
+                expected = f"at most {largest:.3f}, what this model reached on labelled texts"
             raise InvalidField("options.min_precision", expected=expected, got=precision)
-        return enough[0]
+        return min(enough)
 
     def _classified(
         self, item: Encoded[NDArray[np.float32]] | AimassError, options: ClassifyOptions
