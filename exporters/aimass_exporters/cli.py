@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
     app.command("models")(models)
     app.command("convert-checkpoint")(convert)
+    app.command("export-estimator")(export_estimator_file)
 
 
 @contextmanager
@@ -194,6 +195,34 @@ def _table(title: str, columns: list[str], rows: list[dict[str, str]]) -> Table:
     for row in rows:
         table.add_row(*(str(row[column]) for column in shown))
     return table
+
+
+def export_estimator_file(
+    file: Annotated[Path, typer.Argument(help="A fitted scikit-learn estimator, written by skops.io.dump.")],
+    *,
+    rows: Annotated[
+        Path, typer.Option(help="CSV file with a header: the rows on which graph and estimator must agree.")
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Column of the CSV file with the right answers; not a feature.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(help="A type in the file that you know to be harmless; may be repeated."),
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    name: Annotated[
+        str | None, typer.Option(help="Name to serve it under; taken from FILE when omitted.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a scikit-learn estimator into a verified bundle."""
+    start = time.monotonic()
+    with _one_line_errors():
+        from aimass_exporters.tables.estimator_file import export_file
+
+        bundle = export_file(file, rows=rows, target=target, trusted=trust or (), store=store, name=name)
+        _report(bundle, seconds=time.monotonic() - start, as_json=as_json)
 
 
 def convert(

@@ -6,10 +6,11 @@ AimassError └── ExportError
     ├── SourceUnavailable       a package or a hub repository could not be fetched
     ├── InvalidCheckpoint       files missing or not what they should be
     ├── PickleRefused           weights that can run code when they are loaded
+    ├── UntrustedEstimator      an estimator's file names types that could run code when it is loaded
     ├── UnsupportedModel        an architecture, or a property of one, that the export does not cover
     ├── InvalidExportOption     an option outside its range
     ├── QuantizationIncomplete  a matrix product was left unquantised
-    └── ParityFailed            the graph does not agree with PyTorch
+    └── ParityFailed            the graph does not agree with the model it was made from
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ class PickleRefused(ExportError):
         )
 
 
+class UntrustedEstimator(ExportError):
+    """The file of an estimator names types that are not known to be harmless."""
+
+    def __init__(self, file: Path, *, types: Sequence[str]) -> None:
+        super().__init__(
+            f"{file} names types that could run code when they are loaded: {', '.join(types)};"
+            " if you know where they come from, name each with --trust"
+        )
+
+
 class UnsupportedModel(ExportError):
     """An architecture, or a property of one, that the export does not cover."""
 
@@ -84,9 +95,9 @@ class QuantizationIncomplete(ExportError):
 
 
 class ParityFailed(ExportError):
-    """The exported graph does not agree with PyTorch on the same weights."""
+    """The exported graph does not agree with the model it was made from."""
 
     def __init__(self, *, failures: Sequence[str]) -> None:
         super().__init__(
-            f"the exported graph does not agree with PyTorch: {'; '.join(failures)}; nothing was written"
+            f"the exported graph does not agree with its model: {'; '.join(failures)}; nothing was written"
         )

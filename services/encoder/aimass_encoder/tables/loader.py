@@ -40,7 +40,8 @@ def table_spec(features: features_spec_pb2.FeaturesSpec, bundle: str) -> TableSp
     if not features.columns or features.task not in _TASKS or not has_labels:
         raise BadBundle(bundle, detail="expected features with columns, a task, and labels for a classifier")
     columns = [
-        Column(column.name, column.kind == features_spec_pb2.FEATURE_KIND_TEXT) for column in features.columns
+        Column(column.name, column.kind == features_spec_pb2.FEATURE_KIND_TEXT, column.is_lowercased)
+        for column in features.columns
     ]
     return TableSpec(tuple(columns), _TASKS[features.task], tuple(features.labels), features.accepts_missing)
 

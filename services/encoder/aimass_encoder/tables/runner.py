@@ -11,7 +11,7 @@ from aimass_serving.session import Session
 from numpy.typing import NDArray
 
 from aimass_encoder.runner import Outputs
-from aimass_encoder.tables.spec import TableSpec, TableTask
+from aimass_encoder.tables.spec import Column, TableSpec, TableTask
 
 FEATURES, SCORES, CLUSTER = "features", "scores", "cluster"
 
@@ -76,13 +76,14 @@ class TableRunner:
 
 
 def feeds_of(rows: Sequence[Sequence[float | str]], spec: TableSpec) -> dict[str, NDArray[Any]]:
-    """Return the inputs of a graph for rows of checked cells."""
-    kinds = {column.is_text for column in spec.columns}
-    if len(kinds) == 1:
-        return {FEATURES: np.array(rows, object if kinds.pop() else np.float32)}
-    return {
-        column_input(number): np.array(
-            [[row[number]] for row in rows], object if column.is_text else np.float32
-        )
-        for number, column in enumerate(spec.columns)
-    }
+    """Return the inputs of a graph for checked cells: one, or one for each column of a mixed table."""
+    columns = [_array([row[number] for row in rows], column) for number, column in enumerate(spec.columns)]
+    if len({column.is_text for column in spec.columns}) == 1:
+        return {FEATURES: np.stack(columns, axis=1)}
+    return {column_input(number): values[:, None] for number, values in enumerate(columns)}
+
+
+def _array(cells: Sequence[float | str], column: Column) -> NDArray[Any]:
+    if not column.is_text:
+        return np.array(cells, np.float32)
+    return np.array([str(cell).lower() if column.is_lowercased else cell for cell in cells], object)

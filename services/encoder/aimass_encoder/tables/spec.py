@@ -27,6 +27,8 @@ class Column:
 
     name: str
     is_text: bool
+    is_lowercased: bool = False
+    """Whether texts are put in lower case before the graph reads them."""
 
 
 @dataclass(frozen=True, slots=True)

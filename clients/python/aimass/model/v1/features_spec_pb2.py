@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/model/v1/features_spec.proto\x12\x0f\x61imass.model.v1\"I\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.aimass.model.v1.FeatureKind\"\x95\x01\n\x0c\x46\x65\x61turesSpec\x12/\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1e.aimass.model.v1.FeatureColumn\x12+\n\x04task\x18\x02 \x01(\x0e\x32\x1d.aimass.model.v1.FeaturesTask\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x17\n\x0f\x61\x63\x63\x65pts_missing\x18\x04 \x01(\x08*[\n\x0b\x46\x65\x61tureKind\x12\x1c\n\x18\x46\x45\x41TURE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_KIND_NUMBER\x10\x01\x12\x15\n\x11\x46\x45\x41TURE_KIND_TEXT\x10\x02*\x85\x01\n\x0c\x46\x65\x61turesTask\x12\x1d\n\x19\x46\x45\x41TURES_TASK_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x41TURES_TASK_CLASSIFIER\x10\x01\x12\x1b\n\x17\x46\x45\x41TURES_TASK_REGRESSOR\x10\x02\x12\x1b\n\x17\x46\x45\x41TURES_TASK_CLUSTERER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/model/v1/features_spec.proto\x12\x0f\x61imass.model.v1\"`\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.aimass.model.v1.FeatureKind\x12\x15\n\ris_lowercased\x18\x03 \x01(\x08\"\x95\x01\n\x0c\x46\x65\x61turesSpec\x12/\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1e.aimass.model.v1.FeatureColumn\x12+\n\x04task\x18\x02 \x01(\x0e\x32\x1d.aimass.model.v1.FeaturesTask\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x17\n\x0f\x61\x63\x63\x65pts_missing\x18\x04 \x01(\x08*[\n\x0b\x46\x65\x61tureKind\x12\x1c\n\x18\x46\x45\x41TURE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_KIND_NUMBER\x10\x01\x12\x15\n\x11\x46\x45\x41TURE_KIND_TEXT\x10\x02*\x85\x01\n\x0c\x46\x65\x61turesTask\x12\x1d\n\x19\x46\x45\x41TURES_TASK_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x41TURES_TASK_CLASSIFIER\x10\x01\x12\x1b\n\x17\x46\x45\x41TURES_TASK_REGRESSOR\x10\x02\x12\x1b\n\x17\x46\x45\x41TURES_TASK_CLUSTERER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.model.v1.features_spec_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEATUREKIND']._serialized_start=283
-  _globals['_FEATUREKIND']._serialized_end=374
-  _globals['_FEATURESTASK']._serialized_start=377
-  _globals['_FEATURESTASK']._serialized_end=510
+  _globals['_FEATUREKIND']._serialized_start=306
+  _globals['_FEATUREKIND']._serialized_end=397
+  _globals['_FEATURESTASK']._serialized_start=400
+  _globals['_FEATURESTASK']._serialized_end=533
   _globals['_FEATURECOLUMN']._serialized_start=56
-  _globals['_FEATURECOLUMN']._serialized_end=129
-  _globals['_FEATURESSPEC']._serialized_start=132
-  _globals['_FEATURESSPEC']._serialized_end=281
+  _globals['_FEATURECOLUMN']._serialized_end=152
+  _globals['_FEATURESSPEC']._serialized_start=155
+  _globals['_FEATURESSPEC']._serialized_end=304
 # @@protoc_insertion_point(module_scope)

@@ -79,19 +79,23 @@ class FeatureColumn(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    IS_LOWERCASED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Its name, unique in the model."""
     kind: Global___FeatureKind.ValueType
     """Required. What stands in it."""
+    is_lowercased: _builtins.bool
+    """Optional. Texts: whether they are put in lower case, as Unicode has it, before the graph reads them."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         kind: Global___FeatureKind.ValueType = ...,
+        is_lowercased: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_lowercased", b"is_lowercased", "kind", b"kind", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/model/v1/features_spec.proto.
  */
 export const file_aimass_model_v1_features_spec: GenFile = /*@__PURE__*/
-  fileDesc("CiNhaW1hc3MvbW9kZWwvdjEvZmVhdHVyZXNfc3BlYy5wcm90bxIPYWltYXNzLm1vZGVsLnYxIkkKDUZlYXR1cmVDb2x1bW4SDAoEbmFtZRgBIAEoCRIqCgRraW5kGAIgASgOMhwuYWltYXNzLm1vZGVsLnYxLkZlYXR1cmVLaW5kIpUBCgxGZWF0dXJlc1NwZWMSLwoHY29sdW1ucxgBIAMoCzIeLmFpbWFzcy5tb2RlbC52MS5GZWF0dXJlQ29sdW1uEisKBHRhc2sYAiABKA4yHS5haW1hc3MubW9kZWwudjEuRmVhdHVyZXNUYXNrEg4KBmxhYmVscxgDIAMoCRIXCg9hY2NlcHRzX21pc3NpbmcYBCABKAgqWwoLRmVhdHVyZUtpbmQSHAoYRkVBVFVSRV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTRkVBVFVSRV9LSU5EX05VTUJFUhABEhUKEUZFQVRVUkVfS0lORF9URVhUEAIqhQEKDEZlYXR1cmVzVGFzaxIdChlGRUFUVVJFU19UQVNLX1VOU1BFQ0lGSUVEEAASHAoYRkVBVFVSRVNfVEFTS19DTEFTU0lGSUVSEAESGwoXRkVBVFVSRVNfVEFTS19SRUdSRVNTT1IQAhIbChdGRUFUVVJFU19UQVNLX0NMVVNURVJFUhADYgZwcm90bzM");
+  fileDesc("CiNhaW1hc3MvbW9kZWwvdjEvZmVhdHVyZXNfc3BlYy5wcm90bxIPYWltYXNzLm1vZGVsLnYxImAKDUZlYXR1cmVDb2x1bW4SDAoEbmFtZRgBIAEoCRIqCgRraW5kGAIgASgOMhwuYWltYXNzLm1vZGVsLnYxLkZlYXR1cmVLaW5kEhUKDWlzX2xvd2VyY2FzZWQYAyABKAgilQEKDEZlYXR1cmVzU3BlYxIvCgdjb2x1bW5zGAEgAygLMh4uYWltYXNzLm1vZGVsLnYxLkZlYXR1cmVDb2x1bW4SKwoEdGFzaxgCIAEoDjIdLmFpbWFzcy5tb2RlbC52MS5GZWF0dXJlc1Rhc2sSDgoGbGFiZWxzGAMgAygJEhcKD2FjY2VwdHNfbWlzc2luZxgEIAEoCCpbCgtGZWF0dXJlS2luZBIcChhGRUFUVVJFX0tJTkRfVU5TUEVDSUZJRUQQABIXChNGRUFUVVJFX0tJTkRfTlVNQkVSEAESFQoRRkVBVFVSRV9LSU5EX1RFWFQQAiqFAQoMRmVhdHVyZXNUYXNrEh0KGUZFQVRVUkVTX1RBU0tfVU5TUEVDSUZJRUQQABIcChhGRUFUVVJFU19UQVNLX0NMQVNTSUZJRVIQARIbChdGRUFUVVJFU19UQVNLX1JFR1JFU1NPUhACEhsKF0ZFQVRVUkVTX1RBU0tfQ0xVU1RFUkVSEANiBnByb3RvMw");
 
 /**
  * FeatureColumn is one column of the table that a model reads.
@@ -33,6 +33,13 @@ export type FeatureColumn = Message<"aimass.model.v1.FeatureColumn"> & {
    * @generated from field: aimass.model.v1.FeatureKind kind = 2;
    */
   kind: FeatureKind;
+
+  /**
+   * Optional. Texts: whether they are put in lower case, as Unicode has it, before the graph reads them.
+   *
+   * @generated from field: bool is_lowercased = 3;
+   */
+  isLowercased: boolean;
 };
 
 /**

@@ -1,0 +1,1 @@
+"""scikit-learn estimators: their graphs, their files, and their bundles."""
