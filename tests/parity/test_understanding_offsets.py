@@ -6,8 +6,10 @@ The model labels every token, so that every place a token can have is seen.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,19 +38,52 @@ LONG = "東京 and São Paulo 🙂 " * 40
 
 
 @pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenTagger]:
+def tagger_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from aimass_exporters.testing import cached_export
     from aimass_exporters.tiny_encoders import write_tiny_bert
 
     folder: Path = tmp_path_factory.mktemp("tagger") / "model"
     write_tiny_bert(folder, TaskName.TOKEN_CLASSIFICATION, labels=["X", "Y", "Z"])
-    store = cached_export(folder, name="tiny-every-token", task="token-classification")
+    return cached_export(folder, name="tiny-every-token", task="token-classification")
+
+
+@pytest.fixture(scope="module")
+def tagger(tagger_store: Path) -> Iterator[TokenTagger]:
+    engine = opened(tagger_store)
+    yield engine
+    engine.close()
+
+
+def opened(store: Path) -> TokenTagger:
     (ref,) = open_store(str(store)).list()
     context = LoadContext(SessionConfig(device=Device.CPU), ComputePermit())
     engine = load_engine(open_store(str(store)).open(ref), context)
     assert isinstance(engine, TokenTagger)
-    yield engine
-    engine.close()
+    return engine
+
+
+def test_labels_are_chosen_together_where_the_bundle_says_how_they_follow_one_another(
+    tagger_store: Path, tmp_path: Path
+) -> None:
+    """Transitions that forbid a label after itself: neighbours then differ, and did not before."""
+    from aimass_serving.testing import write_manifest
+
+    copy = tmp_path / "store"
+    shutil.copytree(tagger_store, copy)
+    (ref,) = open_store(str(copy)).list()
+    bundle = open_store(str(copy)).open(ref)
+    bundle.manifest.encoder.label_transitions.extend([-1e4, 0, 0, 0, -1e4, 0, 0, 0, -1e4])
+    write_manifest(bundle.path, bundle.manifest)
+    repeats = []
+    for store in (tagger_store, copy):
+        engine = opened(store)
+        result = tagged(engine, LONG, Aggregation.NONE)
+        engine.close()
+        assert isinstance(result, TaggedText)
+        labels = [entity.label for entity in result.entities]
+        repeats.append(sum(a == b for a, b in pairwise(labels)))
+    assert repeats[0] > 0
+    assert repeats[1] == 0
 
 
 def tagged(tagger: TokenTagger, text: str, aggregation: Aggregation) -> TaggedText | Exception:
@@ -62,7 +97,7 @@ def is_seen(character: str) -> bool:
 
 
 # The engine's queue belongs to the event loop of a call: nothing of it stays from one example to the next.
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.lists(st.sampled_from(PIECES), min_size=1, max_size=10).map("".join),
     aggregation=st.sampled_from(list(Aggregation)),
