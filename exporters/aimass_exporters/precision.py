@@ -38,8 +38,9 @@ class DecoderBounds:
     max_perplexity_increase: float | None
     """Relative: 0.02 allows 2 % more perplexity than PyTorch."""
     golden_tolerance_std: float
-    """Drift allowed between machines when golden inputs are replayed, as a share of the logits' standard
-    deviation.
+    """Drift allowed between machines, and between prompts and decode steps, when golden inputs are replayed: a
+    share of the logits' standard deviation. Where activations are rounded to integers a last bit that differs
+    can turn a rounding, and through thirty layers that grows to 0.15 in the worst of 49,152 logits.
     """
 
 
@@ -65,9 +66,9 @@ DECODER_BOUNDS: dict[Precision, DecoderBounds] = {
     Precision.FP16: DecoderBounds(0.25, 0.95, None, 0.05),
     # Weights in blocks of 64 with 8 bits, activations rounded to 8 bits in the same blocks. SmolLM2-135M:
     # 0.6 % more perplexity, 95 % of best tokens the same.
-    Precision.INT8: DecoderBounds(None, 0.90, 0.02, 0.1),
+    Precision.INT8: DecoderBounds(None, 0.90, 0.02, 0.3),
     # Sixteen levels per block: a real loss, shipped only with its number. It shrinks as models grow.
-    Precision.INT4: DecoderBounds(None, 0.60, 0.35, 0.1),
+    Precision.INT4: DecoderBounds(None, 0.60, 0.35, 0.3),
 }
 
 ENCODER_BOUNDS: dict[Precision, EncoderBounds] = {
@@ -76,9 +77,9 @@ ENCODER_BOUNDS: dict[Precision, EncoderBounds] = {
     Precision.FP16: EncoderBounds(2e-3, 0.9999, 0.9999, None, 5e-3),
     # Fixed ranges of activations. MiniLM: cosine 0.9985, 95 % of neighbours; those at almost equal distance
     # may swap.
-    Precision.INT8: EncoderBounds(None, 0.99, 0.996, 0.93, 1e-2),
+    Precision.INT8: EncoderBounds(None, 0.99, 0.996, 0.93, 2e-2),
     # MiniLM: cosine at least 0.946, 83 % of neighbours: for coarse search only.
-    Precision.INT4: EncoderBounds(None, 0.90, 0.93, 0.75, 2e-2),
+    Precision.INT4: EncoderBounds(None, 0.90, 0.93, 0.75, 4e-2),
 }
 
 
@@ -102,5 +103,5 @@ SEQ2SEQ_BOUNDS: dict[Precision, Seq2SeqBounds] = {
     Precision.FP32: Seq2SeqBounds(1e-4, 1e-3, 0.995, 1e-5, 0.0, 1e-3),
     # Blocks of 64 with 8 bits, both graphs: 2 % in the keys and values of tiny.en, 3 % of its tokens. A word
     # that PyTorch itself is unsure of may turn, and takes the commas after it along.
-    Precision.INT8: Seq2SeqBounds(0.05, None, 0.97, 0.005, 0.05, 0.1),
+    Precision.INT8: Seq2SeqBounds(0.05, None, 0.97, 0.005, 0.05, 0.3),
 }

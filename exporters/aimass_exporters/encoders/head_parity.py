@@ -49,9 +49,9 @@ HEAD_BOUNDS: Mapping[Precision, HeadBounds] = {
     Precision.FP32: HeadBounds(1e-3, 0.99, 1e-3),
     # Eleven bits of mantissa through the layers.
     Precision.FP16: HeadBounds(5e-2, 0.97, 5e-2),
-    # Weights in blocks of 32 with 8 bits, activations rounded to 8 bits.
-    Precision.INT8: HeadBounds(None, 0.95, 0.1),
-    Precision.INT4: HeadBounds(None, 0.85, 0.2),
+    # Weights and activations rounded to 8 bits; weights to 4 bits in blocks.
+    Precision.INT8: HeadBounds(None, 0.95, 0.3),
+    Precision.INT4: HeadBounds(None, 0.85, 0.4),
 }
 
 
