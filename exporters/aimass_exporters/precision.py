@@ -38,9 +38,9 @@ class DecoderBounds:
     max_perplexity_increase: float | None
     """Relative: 0.02 allows 2 % more perplexity than PyTorch."""
     golden_tolerance_std: float
-    """Drift allowed between machines, and between prompts and decode steps, when golden inputs are replayed: a
-    share of the logits' standard deviation. Where activations are rounded to integers a last bit that differs
-    can turn a rounding, and through thirty layers that grows to 0.15 in the worst of 49,152 logits.
+    """Drift allowed between machines, and between prompts and decode steps, when golden inputs are replayed,
+    as a share of the logits' standard deviation. Where activations are rounded to integers a last bit that
+    differs can turn a rounding, and through thirty layers that grows to 0.15 in the worst of 49,152 logits.
     """
 
 
