@@ -21,6 +21,7 @@ PLAN: ServicePlan[TaskEngine] = ServicePlan(
     load=load_engine,
     register=register,
     configs=(EncoderConfig,),
+    max_receive_bytes=32 * 2**20,  # several images in one call
 )
 
 

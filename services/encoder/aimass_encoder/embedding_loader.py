@@ -14,6 +14,7 @@ from aimass_serving.session import Session
 
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
+from aimass_encoder.golden import check_golden
 from aimass_encoder.head import PoolingHead
 from aimass_encoder.pooling import Pooling, l2_normalize
 from aimass_encoder.runner import HIDDEN, EncoderRunner, PaddedBatch
@@ -66,7 +67,5 @@ def replay_golden(runner: EncoderRunner, bundle: Bundle, spec: EmbeddingSpec) ->
         raise BadBundle(bundle.ref, detail=f"golden.npz has no array named {error}") from error
     read = PoolingHead(spec.pooling, bundle.ref)(runner.run(batch), batch.mask)
     vectors = np.stack([v if isinstance(v, np.ndarray) else np.full(spec.hidden_size, np.nan) for v in read])
-    difference = float(np.abs((l2_normalize(vectors) if spec.normalize else vectors) - expected).max())
-    if not difference <= tolerance:  # NaN is not
-        detail = f"golden vectors differ by {difference:.3g}, expected at most {tolerance:.3g}"
-        raise BadBundle(bundle.ref, detail=detail)
+    got = l2_normalize(vectors) if spec.normalize else vectors
+    check_golden(bundle.ref, "vectors", got, expected, tolerance=tolerance)

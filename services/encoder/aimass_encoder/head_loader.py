@@ -15,6 +15,7 @@ from aimass_serving.session import Session
 
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.entities import LabelSet
+from aimass_encoder.golden import check_golden
 from aimass_encoder.labels import ProblemType
 from aimass_encoder.mask_filler import MaskFiller, MaskSpec
 from aimass_encoder.next_sentence import NextSentencePredictor
@@ -133,11 +134,7 @@ def replay_golden_logits(runner: EncoderRunner, bundle: Bundle, outputs: Sequenc
         raise BadBundle(bundle.ref, detail=f"golden.npz has no array named {error}") from error
     found = runner.run(batch)
     for name, values in expected.items():
-        got = found[name]
-        difference = float(np.abs(got - values).max()) if got.shape == values.shape else np.inf
-        if not difference <= tolerance:  # NaN is not
-            detail = f"golden {name} differ by {difference:.3g}, expected at most {tolerance:.3g}"
-            raise BadBundle(bundle.ref, detail=detail)
+        check_golden(bundle.ref, name, found[name], values, tolerance=tolerance)
 
 
 HEAD_TASKS: Mapping[manifest_pb2.Task.ValueType, HeadTask] = {

@@ -14,6 +14,7 @@ from aimass_serving.session import Session
 from PIL import Image
 
 from aimass_encoder.config import EncoderConfig
+from aimass_encoder.golden import check_golden
 from aimass_encoder.images.classifier import ImageClassifier
 from aimass_encoder.images.decoding import Framing
 from aimass_encoder.images.runner import PIXELS, ImageBatch, ImageRow, ImageRunner
@@ -79,7 +80,4 @@ def replay_golden_images(runner: ImageRunner, bundle: Bundle) -> None:
     except KeyError as error:
         raise BadBundle(bundle.ref, detail=f"golden.npz has no array named {error}") from error
     got = runner.run(ImageBatch(pixels, np.ones((len(pixels), 1), np.int64)))[LOGITS]
-    difference = float(np.abs(got - expected).max()) if got.shape == expected.shape else np.inf
-    if not difference <= tolerance:  # NaN is not
-        detail = f"golden logits differ by {difference:.3g}, expected at most {tolerance:.3g}"
-        raise BadBundle(bundle.ref, detail=detail)
+    check_golden(bundle.ref, LOGITS, got, expected, tolerance=tolerance)

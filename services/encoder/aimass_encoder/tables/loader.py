@@ -12,6 +12,7 @@ from aimass_serving.service import LoadContext
 from aimass_serving.session import Session
 
 from aimass_encoder.config import EncoderConfig
+from aimass_encoder.golden import check_golden
 from aimass_encoder.tables.model import TableModel
 from aimass_encoder.tables.runner import SCORES, TableBatch, TableRunner, feeds_of
 from aimass_encoder.tables.spec import Column, TableSpec, TableTask
@@ -59,7 +60,4 @@ def replay_golden_rows(runner: TableRunner, spec: TableSpec, bundle: Bundle) -> 
     ]
     batch = TableBatch(feeds_of(rows, spec), np.ones((len(rows), 1), np.int64))
     got = runner.run(batch)[SCORES]
-    difference = float(np.abs(got - expected).max()) if got.shape == expected.shape else np.inf
-    if not difference <= tolerance:  # NaN is not
-        detail = f"golden scores differ by {difference:.3g}, expected at most {tolerance:.3g}"
-        raise BadBundle(bundle.ref, detail=detail)
+    check_golden(bundle.ref, SCORES, got, expected, tolerance=tolerance)
