@@ -126,9 +126,9 @@ async def test_other_readings_differ_in_words_and_leave_the_best_as_it_is(
 
 
 async def test_hot_phrase_changes_what_is_written(stub: Any, spoken: NDArray[np.float32]) -> None:
-    options = pb.RecognitionOptions(hot_phrases=[pb.HotPhrase(phrase="Wisdom", boost=6)])
+    options = pb.RecognitionOptions(hot_phrases=[pb.HotPhrase(phrase="Age of Wisdom", boost=5)])
     response = await stub.Recognize(pb.RecognizeRequest(model=MODEL, audio=packed(spoken), options=options))
-    assert "age of Wisdom," in response.text
+    assert "Age of Wisdom," in response.text
 
 
 async def refusal(call: Any, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> str:
