@@ -238,3 +238,17 @@ def test_bookkeeping_of_a_busy_queue_does_not_grow() -> None:
         batcher.submit([(payload, 4)], now_s=0, deadline_s=1e9 + payload)
         batcher.remove([payload])
     assert len(batcher._by_due) + len(batcher._by_deadline) < 200
+
+
+def test_an_entry_that_two_calls_share_is_due_at_the_earlier_and_dropped_at_the_later_deadline() -> None:
+    batcher: Batcher[str] = Batcher(BatchLimits(patience_s=5.0, max_batch_rows=1))
+    batcher.submit([("first", 1)], now_s=0, deadline_s=50)
+    batcher.submit([("shared", 1)], now_s=1, deadline_s=20)
+    batcher.share("shared", now_s=2, deadline_s=4)
+    urgent = batcher.select()
+    assert urgent is not None
+    assert [entry.payload for entry in urgent.entries] == ["shared"]
+    batcher.share("shared", now_s=3, deadline_s=90)
+    assert batcher.expire(60) == ["first"]
+    assert batcher.expire(90) == ["shared"]
+    assert (len(batcher), batcher.queued_tokens) == (0, 0)
