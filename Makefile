@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUNTIME ?= cpu
 # Where exported models live. Set it in the environment or behind make; programs read it there too.
 AIMASS_STORE ?= models
-MODELS ?= smollm2-135m-instruct all-minilm-l6-v2
+MODELS ?= smollm2-135m-instruct all-minilm-l6-v2 whisper-tiny.en silero-vad hibari-heart
 # What `make bench` runs: prepare, generation, quality, generation-load, embedding, embedding-load or all.
 BENCH ?= all
 PYTEST_ARGS ?=
@@ -66,7 +66,7 @@ models: setup ## Export the default models into $AIMASS_STORE (models/); what is
 	done
 
 .PHONY: demo
-demo: setup ## Export, serve, chat, embed and show a trace: the whole journey in one command
+demo: setup ## Export, serve, chat, speak, embed and show a trace: the whole journey in one command
 	@$(BIN)/python demo/demo.py
 
 .PHONY: run

@@ -1,4 +1,4 @@
-"""The whole journey in one command: export, serve, stream a chat answer, embed, show the traces, stop.
+"""The whole journey in one command: export, serve, chat, speak and hear the answer, embed, show traces, stop.
 
 `make demo` runs it. It uses what a user has: the `aimass` command and the Python client. What was exported
 stays in the store (`AIMASS_STORE`, else `models/`), so that a second run starts at once.
@@ -9,26 +9,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import wave
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from aimass import EmbeddingClient, GenerationClient, GenerationOptions, RpcError, export_spans
+from aimass import (
+    AudioEncoding,
+    EmbeddingClient,
+    GenerationClient,
+    GenerationOptions,
+    RecognitionClient,
+    RpcError,
+    SpokenAudio,
+    SynthesisClient,
+    SynthesisOptions,
+    export_spans,
+)
 from aimass.cli.embed import similarity_table
 from aimass.trace_collector import TraceCollector, running_collector
 from aimass.trace_tree import FinishedSpan, print_tree, span_forest
+from opentelemetry import trace
 from rich.console import Console
+from rich.markup import escape
 
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
+VOICE, SPEECH_MODEL = "hibari-heart", "whisper-tiny.en"
+AUDIO_FILE = Path(tempfile.gettempdir()) / "aimass-demo-answer.wav"
 QUESTION = "Why is the sky blue? Explain it to a child in three sentences."
 SENTENCES = (
     "A man is playing the guitar on stage.",
@@ -58,6 +76,15 @@ class Plan:
     store: Path
     chat_model: str
     embedding_model: str
+    voice: str
+    speech_model: str
+    audio: Path
+    """Where the spoken answer is written."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that is shown."""
+        return self.chat_model, self.embedding_model, self.voice, self.speech_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,23 +104,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(argv: Sequence[str] | None) -> Plan:
-    parser = argparse.ArgumentParser(description="Export, serve, chat, embed and trace, in one command.")
+    parser = argparse.ArgumentParser(
+        description="Export, serve, chat, speak, embed and trace, in one command."
+    )
     store = os.environ.get("AIMASS_STORE") or "models"
     parser.add_argument("--store", type=Path, default=Path(store), help="folder of the models (%(default)s)")
     parser.add_argument("--chat-model", default=CHAT_MODEL, help="model that answers (%(default)s)")
     parser.add_argument("--embedding-model", default=EMBEDDING_MODEL, help="model that embeds (%(default)s)")
+    parser.add_argument("--voice", default=VOICE, help="voice that speaks the answer (%(default)s)")
+    parser.add_argument("--speech-model", default=SPEECH_MODEL, help="model that hears it (%(default)s)")
+    parser.add_argument("--audio", type=Path, default=AUDIO_FILE, help="file of the answer (%(default)s)")
     return Plan(**vars(parser.parse_args(argv)))
 
 
 def _run(console: Console, plan: Plan) -> None:
-    for model in (plan.chat_model, plan.embedding_model):
+    for model in plan.models:
         export_unless_there(console, model, plan.store)
     collector = TraceCollector(quiet_s=2 * int(SPANS_EVERY_MS) / 1000)
     with running_collector(collector, port=0) as port:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port}"
         with running_services(console, plan.store) as addresses:
             flush = export_spans("aimass-demo")
-            chat(console, addresses["generation"], plan.chat_model)
+            with trace.get_tracer(__name__).start_as_current_span("conversation"):
+                answer, spoken = chat(console, addresses, plan)
+                hear(console, addresses, plan, answer=answer, spoken=spoken)
             embed(console, addresses["encoder"], plan.embedding_model)
             flush()
             show_traces(console, collector)
@@ -114,7 +148,7 @@ def export_unless_there(console: Console, model: str, store: Path) -> None:
 @contextmanager
 def running_services(console: Console, store: Path) -> Iterator[Mapping[str, str]]:
     """Run every service on a free port; give their addresses by name. They end when the block does."""
-    ports = [text for name in ("generation", "encoder") for text in ("--port", f"{name}=0")]
+    ports = [text for name in ("generation", "encoder", "speech") for text in ("--port", f"{name}=0")]
     command = [*AIMASS, "up", "--store", str(store), *ports, "--log-level", "warning", "--json"]
     environ = {**os.environ, "OTEL_BSP_SCHEDULE_DELAY": SPANS_EVERY_MS}
     # A session of its own: Ctrl-C reaches the demo alone, which then ends the services in order.
@@ -125,28 +159,32 @@ def running_services(console: Console, store: Path) -> Iterator[Mapping[str, str
         ) as process,
     ):
         try:
-            with console.status("Starting the services: load, verify and warm up both models"):
+            with console.status("Starting the services: load, verify and warm up the models"):
                 ready_line = _first_line(process)
             yield _addresses(ready_line, log)
         finally:
             _end(process)
 
 
-def chat(console: Console, address: str, model: str) -> None:
-    """Stream an answer token by token, and say how fast it came."""
+def chat(console: Console, addresses: Mapping[str, str], plan: Plan) -> tuple[str, SpokenAudio]:
+    """Stream an answer token by token, spoken sentence by sentence meanwhile; say how fast it came."""
     console.rule("chat", align="left")
-    console.print(f"[bold]you>[/] {QUESTION}\n[bold]{model}>[/] ", end="")
+    console.print(f"[bold]you>[/] {QUESTION}\n[bold]{plan.chat_model}>[/] ", end="")
     options = GenerationOptions(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS)
     started_s = time.monotonic()
+    answer = ""
     with (
-        GenerationClient(address) as client,
-        client.generate([("user", QUESTION)], model=model, options=options) as stream,
+        GenerationClient(addresses["generation"]) as client,
+        client.generate([("user", QUESTION)], model=plan.chat_model, options=options) as stream,
+        spoken_meanwhile(addresses["speech"], plan.voice) as speech,
     ):
         first_s = None
         for delta in stream:
             first_s = first_s or time.monotonic()
             sys.stdout.write(delta.text)
             sys.stdout.flush()
+            answer += delta.text
+            speech.pieces.put(delta.text)
     usage, decode_s = stream.finish.usage, stream.finish.timings.compute_ms / 1000
     speed = (usage.output_tokens - 1) / decode_s if decode_s else 0.0
     first_ms = ((first_s or started_s) - started_s) * 1000
@@ -154,6 +192,53 @@ def chat(console: Console, address: str, model: str) -> None:
         f"\n[dim]first text after {first_ms:.0f} ms, {speed:.0f} tokens/s; "
         f"{usage.input_tokens} + {usage.output_tokens} tokens, ended by {stream.finish.reason}[/]"
     )
+    return answer, speech.audio.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """An answer that is spoken while it is written."""
+
+    pieces: queue.SimpleQueue[str | None]
+    """Its text as it comes; None at its end."""
+    audio: Future[SpokenAudio]
+
+
+@contextmanager
+def spoken_meanwhile(address: str, voice: str) -> Iterator[Speech]:
+    """Speak what is put into `pieces` while the block runs; the audio is complete when it has ended."""
+    pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    options = SynthesisOptions(encoding=AudioEncoding.PCM_S16LE)
+    with (
+        SynthesisClient(address) as client,
+        client.speak_stream(iter(pieces.get, None), voice=voice, options=options) as stream,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        try:
+            yield Speech(pieces, reader.submit(stream.read_all))
+        finally:
+            pieces.put(None)
+
+
+def hear(
+    console: Console, addresses: Mapping[str, str], plan: Plan, *, answer: str, spoken: SpokenAudio
+) -> None:
+    """Write the spoken answer to a file, write down what is heard in it, and compare the two texts."""
+    console.rule("speech", align="left")
+    with wave.open(str(plan.audio), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(spoken.info.sample_rate_hz)
+        file.writeframes(spoken.data)
+    seconds = f"{spoken.end.audio_s:.1f} s"
+    console.print(f"{plan.audio}: {seconds}, spoken by {plan.voice} while it was written")
+    with RecognitionClient(addresses["speech"]) as client:
+        heard = client.recognize(plan.audio.read_bytes(), model=plan.speech_model)
+    console.print(f"[bold]{plan.speech_model} heard>[/] {escape(heard.text.strip())}")
+    with EmbeddingClient(addresses["encoder"]) as encoder:
+        written, read_back = encoder.embed([answer, heard.text], model=plan.embedding_model).require_all()
+    alike = sum(left * right for left, right in zip(written, read_back, strict=True))
+    console.print(f"[dim]alike in meaning: {alike:.3f}; heard in {heard.total_ms:.0f} ms[/]")
 
 
 def embed(console: Console, address: str, model: str) -> None:
@@ -214,11 +299,13 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _say_what_is_next(console: Console, plan: Plan) -> None:
     console.rule("next", align="left")
     console.print(
-        f"aimass up --store {plan.store}          # serve on ports 50051 and 50052\n"
+        f"aimass up --store {plan.store}          # serve on ports 50051, 50052 and 50053\n"
         "aimass status                       # in another terminal: what is served, is it ready\n"
         f"aimass chat --model {plan.chat_model}\n"
         f'aimass generate "Once upon a time" --model {plan.chat_model} --json\n'
         f'aimass embed "one text" "another" --model {plan.embedding_model}\n'
+        f'aimass speak "Hello there." --voice {plan.voice} -o hello.wav\n'
+        f"aimass transcribe hello.wav --model {plan.speech_model}\n"
         "aimass traces                       # shows every request's trace",
         highlight=False,
         markup=False,

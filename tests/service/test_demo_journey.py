@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,15 +19,22 @@ DEMO = Path(__file__).parents[2] / "demo" / "demo.py"
 
 
 @pytest.fixture(scope="module")
-def store(tiny_llama_store: Path, minilm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(
+    tiny_llama_store: Path,
+    minilm_store: Path,
+    hibari_store: Path,
+    whisper_tiny_store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "models"
-    for source in (tiny_llama_store, minilm_store):
+    for source in (tiny_llama_store, minilm_store, hibari_store, whisper_tiny_store):
         shutil.copytree(source, folder, dirs_exist_ok=True)
     return folder
 
 
 def demo(store: Path, *more: str) -> Sequence[str]:
-    return [sys.executable, str(DEMO), "--store", str(store), "--chat-model", "tiny-llama", *more]
+    own = ["--chat-model", "tiny-llama", "--audio", str(store.parent / "answer.wav")]
+    return [sys.executable, str(DEMO), "--store", str(store), *own, *more]
 
 
 def test_the_demo_shows_a_chat_a_table_and_two_connected_traces(store: Path) -> None:
@@ -36,13 +44,17 @@ def test_the_demo_shows_a_chat_a_table_and_two_connected_traces(store: Path) -> 
     shown = result.stdout
     assert "tokens/s" in shown
     assert "0.502" in shown, "the similarity of the first two sentences, as sentence-transformers has it"
-    for phase in ("tokenize", "queue", "prefill", "decode", "batch"):
+    for phase in ("tokenize", "queue", "prefill", "decode", "batch", "first_audio", "recognize"):
         assert f"── {phase}" in shown
+    conversation = shown[shown.index("conversation  ") : shown.index("next ─")]
+    for service in ("aimass-generation", "aimass-speech", "aimass-encoder"):
+        assert service in conversation
+    with wave.open(str(store.parent / "answer.wav")) as file:
+        assert file.getnframes() > file.getframerate(), "more than a second is spoken"
     assert "aimass-demo" in shown
     assert "aimass up --store" in shown
-    assert (
-        shown.index("chat ─") < shown.index("embeddings ─") < shown.index("traces ─") < shown.index("next ─")
-    )
+    places = [shown.index(f"{part} ─") for part in ("chat", "speech", "embeddings", "traces", "next")]
+    assert places == sorted(places)
 
 
 def test_a_model_that_cannot_be_exported_ends_the_demo_with_a_message(store: Path) -> None:
@@ -69,7 +81,7 @@ def test_services_that_do_not_start_end_the_demo_with_what_they_said(store: Path
 def test_a_stopped_demo_leaves_nothing_running(store: Path, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(demo(store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _wait_until(lambda: len(_serving(store)) >= 3, "`aimass up` and two services run")
+            _wait_until(lambda: len(_serving(store)) >= 4, "`aimass up` and three services run")
             os.kill(process.pid, number)
             process.communicate(timeout=60)
         finally:
