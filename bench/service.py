@@ -15,13 +15,15 @@ STOP_S = 30.0
 class ServiceProcess:
     """`aimass serve <name>` on a free port, ready when constructed. Close it.
 
-    `settings` are environment variables such as `AIMASS_GENERATION_MAX_KEPT_PREFIXES`.
+    An empty `model` serves all that the store holds. `settings` are environment variables such as
+    `AIMASS_GENERATION_MAX_KEPT_PREFIXES`.
     """
 
     def __init__(
         self, name: str, *, store: str, model: str, settings: Mapping[str, str] | None = None
     ) -> None:
-        options = ["--store", store, "--model", model, "--port", "0", "--drain-delay", "0", "--json"]
+        chosen = ["--model", model] if model else []
+        options = ["--store", store, *chosen, "--port", "0", "--drain-delay", "0", "--json"]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"aimass_{name}", *options],
