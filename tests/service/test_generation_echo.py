@@ -22,7 +22,7 @@ from aimass_serving.testing import running_service
 if TYPE_CHECKING:
     from aimass.generation.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
-PROMPT = "every evening the keeper climbed the stairs and lit the lamp before the fishing boats came home again, late"
+PROMPT = "every evening the keeper climbed the stairs and lit the lamp before the boats came home again, late"
 ECHO = {"prompt_logprobs": True, "prompt_token_ids": True, "logprobs": True, "top_logprobs": 3}
 
 
