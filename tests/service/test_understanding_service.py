@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import pytest
 import pytest_asyncio
 from aimass import (
@@ -25,7 +26,7 @@ from aimass import (
 )
 from aimass.cli.application import app
 from aimass.embeddings import ItemError
-from aimass.errors import InvalidRequest, RpcError
+from aimass.errors import InvalidRequest, RpcError, error_of
 from aimass_encoder.__main__ import PLAN
 from aimass_serving.testing import running_service
 from typer.testing import CliRunner
@@ -199,6 +200,28 @@ async def test_next_sentences_have_a_probability_and_bad_pairs_are_named(address
     assert 0 <= results[0].score <= 1
     fields = [r.violations[0].field for r in results if isinstance(r, ItemError)]
     assert fields == ["pairs[1].text", "pairs[2].next_text"]
+
+
+@pytest.mark.parametrize(
+    ("method", "second_field"),
+    [
+        ("ClassifyTokens", b"\xff\xfe"),
+        ("FillMask", b"\xff\xfe"),
+        ("ClassifyZeroShot", b"\xff\xfe"),
+        ("PredictNextSentence", b"\x0a\x02\xff\xfe"),
+        ("AnswerQuestion", b"\x0a\x02\xff\xfe"),
+    ],
+)
+async def test_text_that_is_not_utf8_is_a_malformed_message(
+    address: str, method: str, second_field: bytes
+) -> None:
+    """Field 1 is the model, field 2 the texts, or inputs whose field 1 is a text."""
+    message = b"\x0a\x05masks\x12" + bytes([len(second_field)]) + second_field
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_unary(f"/aimass.classification.v1.ClassificationService/{method}")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(message, timeout=20)
+    assert error_of(failed.value, address=address).reason == "MALFORMED_MESSAGE"
 
 
 async def test_each_call_refuses_models_of_other_tasks(address: str) -> None:
