@@ -86,6 +86,16 @@ def test_streamed_finals_are_printed_a_line_each(address: str, recording: Path) 
     assert "foolishness" in lines[-1].lower()
 
 
+def test_one_of_the_phrases_is_printed_or_nothing(
+    address: str, spoken: NDArray[np.float32], tmp_path: Path
+) -> None:
+    file = tmp_path / "first.wav"
+    soundfile.write(file, spoken[: 4 * RATE], RATE, subtype="PCM_16")
+    said = "it was the best of times, it was the worst of times"
+    assert transcribed(address, str(file), "--phrase", "stop", "--phrase", said).strip() == said
+    assert transcribed(address, str(file), "--phrase", "stop", "--phrase", "turn it off").strip() == ""
+
+
 def test_what_is_no_audio_fails_with_one_line(address: str, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no audio at all")
