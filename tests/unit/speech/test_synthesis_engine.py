@@ -128,12 +128,10 @@ async def test_a_slow_reader_holds_a_bounded_number_of_chunks() -> None:
         slow = opened(engine)
         await slow.feed([LONG, LONG])
         slow.complete()
-        await spoken(engine, LONG)  # others are served meanwhile
-        alone = voice.num_renders
+        others = await spoken(engine, LONG)  # who reads is served meanwhile
+        assert voice.num_renders <= len(others) + 3
         async with aclosing(slow.chunks()) as chunks:
             assert len([chunk async for chunk in chunks]) > 20
-    assert alone - 3 < alone <= voice.num_renders
-    assert alone < 40
 
 
 async def test_more_requests_than_places_are_refused_with_a_time_to_come_back() -> None:

@@ -64,12 +64,11 @@ def voice_of(spec: spec_pb.SpeechSynthesisSpec, open_graph: Callable[[str], Sess
         return SpectralVoice(open_graph(TEXT_ROLE))
     if spec.kind != spec_pb.SYNTHESIS_KIND_VITS:
         raise ValueError(f"a voice of kind {spec.kind} is not known here")
-    if min(spec.sample_rate_hz, spec.hop_samples, spec.latent_channels) < 1:
-        raise ValueError("a VITS voice needs a sample rate, a hop and latent channels")
+    if min(spec.sample_rate_hz, spec.hop_samples) < 1:
+        raise ValueError("a VITS voice needs a sample rate and a hop")
     shape = VitsShape(
         sample_rate_hz=spec.sample_rate_hz,
         hop_samples=spec.hop_samples,
-        num_channels=spec.latent_channels,
         flow_margin=spec.flow_margin_frames,
         vocoder_margin=spec.vocoder_margin_frames,
         noise_scale=spec.noise_scale,

@@ -29,8 +29,6 @@ class VitsShape:
 
     sample_rate_hz: int
     hop_samples: int
-    num_channels: int
-    """Channels of a latent frame."""
     flow_margin: int
     """Frames on both sides that the flow's result depends on."""
     vocoder_margin: int
