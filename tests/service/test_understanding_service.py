@@ -118,10 +118,11 @@ async def test_a_mask_deep_in_a_long_text_is_filled(address: str) -> None:
 async def test_texts_without_a_mask_fail_alone_and_words_that_are_no_token_fail_the_call(
     address: str,
 ) -> None:
-    texts = ["Paris is the [MASK].", "no mask", "", "[MASK] " * 60_000]
+    texts = ["Paris is the [MASK].", "no mask", "", "[MASK] " * 60_000, "[MASK] " * 5000]
     results = (await asked(address, lambda c: c.fill_mask(texts, model=MASKS))).results
     errors = [r for r in results if isinstance(r, ItemError)]
-    assert [e.violations[0].field for e in errors] == ["texts[1]", "texts[2]", "texts[3]"]
+    assert [e.violations[0].field for e in errors] == ["texts[1]", "texts[2]", "texts[3]", "texts[4]"]
+    assert "at most 4000 masks" in errors[3].message
     assert "the mask token [MASK]" in errors[0].message
     for options, field in [
         (FillMaskOptions(targets=("city", "capital of")), r"options\.targets\[1\]"),

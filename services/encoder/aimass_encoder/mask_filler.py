@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from aimass_encoder.characters import trimmed
 from aimass_encoder.mask_head import MaskHead, MaskReading
-from aimass_encoder.masks import FilledMask, FilledText, FillOptions, FillReply, FillRequest, MaskWord
+from aimass_encoder.masks import (
+    MAX_WORDS,
+    FilledMask,
+    FilledText,
+    FillOptions,
+    FillReply,
+    FillRequest,
+    MaskWord,
+)
 from aimass_encoder.request import Truncation
 from aimass_encoder.task_engine import TextTaskEngine
 from aimass_encoder.text_encoder import TextCall, TextEncoder
@@ -59,7 +67,7 @@ class MaskFiller(TextTaskEngine):
             )
 
             def cut(index: int, text: TokenizedText) -> Sequence[Window] | AimassError:
-                return self._windows_with_masks(index, text, request.texts[index])
+                return self._windows_with_masks(index, text, request)
 
             encoded = await encode_windows(self._encoder, call, cut, self._head(request.options))
             results = [
@@ -85,13 +93,17 @@ class MaskFiller(TextTaskEngine):
         return token
 
     def _windows_with_masks(
-        self, index: int, text: TokenizedText, typed: str
+        self, index: int, text: TokenizedText, request: FillRequest
     ) -> Sequence[Window] | AimassError:
         """Return the windows in which a mask has most text on both sides; no other one is computed."""
         masks = np.flatnonzero(text.token_ids == self.spec.mask_token_id)
         if not len(masks):
             expected = f"a text with the mask token {self.mask_token}"
-            return InvalidField(f"texts[{index}]", expected=expected, got=typed)
+            return InvalidField(f"texts[{index}]", expected=expected, got=request.texts[index])
+        largest = MAX_WORDS // request.options.top_k
+        if len(masks) > largest:
+            expected = f"at most {largest} masks, for {request.options.top_k} words each"
+            return InvalidField(f"texts[{index}]", expected=expected, got=len(masks))
         room = window_room(text, max_tokens=self._encoder.max_tokens)
         windows = cut_windows(text, max_tokens=self._encoder.max_tokens, overlap=room // 2)
         chosen = most_central(windows, num_tokens=len(text.token_ids))[masks]

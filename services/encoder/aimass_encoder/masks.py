@@ -13,6 +13,8 @@ from aimass_serving.errors import AimassError, InvalidField
 from aimass_encoder.request import PhaseTimings
 
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
+MAX_WORDS = 20_000
+"""Words of one text: its masks times those of each."""
 
 
 @dataclass(frozen=True, slots=True)

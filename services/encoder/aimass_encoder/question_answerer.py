@@ -21,6 +21,8 @@ from aimass_encoder.windows import Window, cut_windows, window_room
 
 START_LOGITS, END_LOGITS = "start_logits", "end_logits"
 DEFAULT_OVERLAP = 128
+_LEAST_ROOM_SHARE = 4
+"""A question leaves this part of the model to the context: less would make countless windows."""
 _SPARE_CANDIDATES = 10
 """Candidates beside twice the answers asked for: words that are put together may read alike."""
 
@@ -64,11 +66,12 @@ class QuestionAnswerer(TextTaskEngine):
         if not (text.spans.parts == CONTEXT).any():
             context = request.inputs[index][1]
             return InvalidField(f"inputs[{index}].context", expected="a text with a token", got=context)
-        if room < 1:
-            taken = max_tokens - room
-            return InputTooLong(f"inputs[{index}].question", num_tokens=taken, max_tokens=max_tokens - 1)
-        if asked is not None and asked >= room:
-            expected = f"less than {room}, the tokens of a context that fit beside question {index}"
+        largest = max_tokens - max_tokens // _LEAST_ROOM_SHARE
+        if max_tokens - room > largest:
+            field = f"inputs[{index}].question"
+            return InputTooLong(field, num_tokens=max_tokens - room, max_tokens=largest)
+        if asked is not None and asked > room // 2:
+            expected = f"at most {room // 2}, half of the tokens that fit beside question {index}"
             return InvalidField("options.overlap_tokens", expected=expected, got=asked)
         overlap = min(DEFAULT_OVERLAP, room // 2) if asked is None else asked
         return cut_windows(text, max_tokens=max_tokens, overlap=overlap, part=CONTEXT)

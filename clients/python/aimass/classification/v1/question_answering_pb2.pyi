@@ -67,7 +67,7 @@ class QuestionInput(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     question: _builtins.str
-    """Required. The question; not empty, and short enough to leave room for the context."""
+    """Required. The question; not empty, and at most three quarters of the tokens that the model takes."""
     context: _builtins.str
     """Required. The text; not empty. One longer than the model takes is read in overlapping windows: nothing is
     cut off.
@@ -103,8 +103,8 @@ class AnswerOptions(_message.Message):
     allow_no_answer: _builtins.bool
     """Optional. Whether "no answer" may be among the answers, with empty text, for models trained to say so."""
     overlap_tokens: _builtins.int
-    """Optional. Tokens of the context that two neighbouring windows share: at least 0 and less than the room that
-    the question leaves. Default: 128, or half of the room if that is less.
+    """Optional. Tokens of the context that two neighbouring windows share: 0 to half of the room that the question
+    leaves. Default: 128, or half of the room if that is less.
     """
     def __init__(
         self,

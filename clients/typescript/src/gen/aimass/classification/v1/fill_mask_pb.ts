@@ -34,7 +34,7 @@ export type FillMaskRequest = Message<"aimass.classification.v1.FillMaskRequest"
   /**
    * Required. 1 to the server's limit of items (ModelLimits.max_batch_items), each with at least one mask token
    * of the model, such as `[MASK]`. Texts longer than the model takes are read in overlapping windows, and each
-   * mask is filled where it has most text on both sides.
+   * mask is filled where it has most text on both sides. Masks of a text times top_k: at most 20000.
    *
    * @generated from field: repeated string texts = 2;
    */

@@ -67,7 +67,7 @@ export const AnswerQuestionRequestSchema: GenMessage<AnswerQuestionRequest> = /*
  */
 export type QuestionInput = Message<"aimass.classification.v1.QuestionInput"> & {
   /**
-   * Required. The question; not empty, and short enough to leave room for the context.
+   * Required. The question; not empty, and at most three quarters of the tokens that the model takes.
    *
    * @generated from field: string question = 1;
    */
@@ -117,8 +117,8 @@ export type AnswerOptions = Message<"aimass.classification.v1.AnswerOptions"> & 
   allowNoAnswer: boolean;
 
   /**
-   * Optional. Tokens of the context that two neighbouring windows share: at least 0 and less than the room that
-   * the question leaves. Default: 128, or half of the room if that is less.
+   * Optional. Tokens of the context that two neighbouring windows share: 0 to half of the room that the question
+   * leaves. Default: 128, or half of the room if that is less.
    *
    * @generated from field: optional int32 overlap_tokens = 4;
    */
