@@ -20,6 +20,7 @@ from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenize
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
 from aimass_exporters.sources.catalogue import Reader
 from aimass_exporters.sources.json_file import read_object, read_objects
+from aimass_exporters.sources.nano_e5 import PROMPTS, read_nano_e5
 from aimass_exporters.sources.source import Source
 
 _POOLING_MODES: dict[str, Pooling.ValueType] = {
@@ -48,11 +49,25 @@ def load_sentence_encoder(source: Source) -> SentenceEncoder:
     """Load a Hugging Face or sentence-transformers folder. Raises `InvalidCheckpoint` or
     `UnsupportedModel`.
     """
+    if source.reader is Reader.NANO_E5:
+        return _nano_e5(source.path)
     if source.reader is not Reader.FOLDER:
         raise UnsupportedModel(source.reader, because="encoders are read from Hugging Face folders only")
     folder = source.path
     model = _load(folder)
     return SentenceEncoder(model, read_tokenizer(folder), _spec(folder, model), folder)
+
+
+def _nano_e5(file: Path) -> SentenceEncoder:
+    read = read_nano_e5(file)
+    spec = EncoderSpec(
+        hidden_size=read.model.config.hidden_size,
+        max_tokens=read.model.config.max_position_embeddings,
+        pooling=POOLING_MEAN,
+        normalize=True,
+        prompts=PROMPTS,
+    )
+    return SentenceEncoder(read.model, TextTokenizer(read.tokenizer, read.pad_token_id), spec, file)
 
 
 def _load(folder: Path) -> PreTrainedModel:

