@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 
 from aimass.model.v1.manifest_pb2 import (
     TASK_FEATURE_CLASSIFICATION,
-    TASK_FILL_MASK,
     TASK_IMAGE_CLASSIFICATION,
-    TASK_SPARSE_EMBEDDING,
     Task,
 )
-from aimass_serving.adaptive_session import PACKED_APART, open_row_session
+from aimass_serving.adaptive_session import open_row_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.service import LoadContext
 from aimass_serving.session import Session, SessionConfig, open_session
@@ -37,9 +35,6 @@ LOADERS: Mapping[Task.ValueType, Loader] = {
 }
 """By task; embeddings are the rest."""
 
-_VOCABULARY_WIDE = frozenset({TASK_FILL_MASK, TASK_SPARSE_EMBEDDING})
-"""Their graphs end the process when they run on weights that ONNX Runtime 1.31 has packed into a file."""
-
 
 def load_engine(bundle: Bundle, context: LoadContext) -> TaskEngine:
     """Return a started engine. Blocking. Raises `BadBundle` when the golden outputs do not come out."""
@@ -47,11 +42,10 @@ def load_engine(bundle: Bundle, context: LoadContext) -> TaskEngine:
 
 
 def _open(bundle: Bundle, config: SessionConfig) -> Session:
-    graph, manifest = bundle.graph(GRAPH_ROLE), bundle.manifest
-    if manifest.task == TASK_FEATURE_CLASSIFICATION:  # over in microseconds: nothing to split
+    graph = bundle.graph(GRAPH_ROLE)
+    if bundle.manifest.task == TASK_FEATURE_CLASSIFICATION:  # over in microseconds: nothing to split
         return open_session(graph, config)
-    shares_weights = manifest.precision not in PACKED_APART and manifest.task not in _VOCABULARY_WIDE
-    return open_row_session(graph, config, shares_weights=shares_weights)
+    return open_row_session(graph, config)
 
 
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:

@@ -159,14 +159,13 @@ def test_a_session_without_variants_is_checked_once(graph: Path) -> None:
     assert len(list(each_variant(open_session(graph, CPU)))) == 1
 
 
-@pytest.mark.parametrize("shares_weights", [True, False])
 def test_rows_side_by_side_give_the_numbers_of_the_graph(
-    graph: Path, monkeypatch: pytest.MonkeyPatch, shares_weights: bool
+    graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
     x = np.random.default_rng(3).normal(size=(5, 64)).astype(np.float32)
     expected = open_session(graph, CPU).run({"x": x})["y"]
-    session = open_row_session(graph, CPU, shares_weights=shares_weights)
+    session = open_row_session(graph, CPU)
     results = [session.run({"x": x})["y"] for _ in each_variant(session)]
     assert len(results) == 2
     for result in results:
