@@ -1,0 +1,136 @@
+"""A live stream with a detector and a recogniser of the test's own: no model, no clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+from aimass_serving.errors import InvalidField
+from aimass_speech.audio import AudioEncoding, AudioFormat, StreamDecoder
+from aimass_speech.endpointer import Endpointer, EndpointRules
+from aimass_speech.live_recognizer import (
+    FinalRead,
+    FlushAsked,
+    FlushDone,
+    LiveOptions,
+    LiveRecognizer,
+    SpeechChanged,
+)
+from aimass_speech.recognition import PhaseTimes, RecognitionOptions, Segment, Transcript
+from aimass_speech.vocabulary import Vocabulary
+from numpy.typing import NDArray
+
+RATE, FRAME = 16_000, 512
+PIECE = 640
+"""Samples of a message: 40 ms."""
+
+
+class LoudnessDetector:
+    """Takes loud frames for speech. Its first answer waits until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.is_free = asyncio.Event()
+        self.num_calls = 0
+        self._rest = np.zeros(0, np.float32)
+
+    async def feed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.num_calls += 1
+        await self.is_free.wait()
+        joined = np.concatenate([self._rest, samples])
+        num_frames = len(joined) // FRAME
+        self._rest = joined[num_frames * FRAME :]
+        frames = joined[: num_frames * FRAME].reshape(num_frames, FRAME)
+        is_loud: NDArray[np.float32] = (np.abs(frames).max(axis=1) > 0.1).astype(np.float32)
+        return is_loud
+
+
+class LengthRecognizer:
+    """Writes down how long an utterance is."""
+
+    def vocabulary(self, options: RecognitionOptions) -> Vocabulary:
+        return Vocabulary()
+
+    def is_busy(self, priority: object) -> bool:
+        return False
+
+    async def recognize_utterance(self, samples: NDArray[np.float32], *_: object, **__: object) -> Transcript:
+        segment = Segment(0, len(samples), f"{len(samples) / RATE:.1f} s", -0.1, 0.0, 0.0)
+        return Transcript([segment], "en", 1.0, len(samples), PhaseTimes())
+
+
+def recognizer(detector: LoudnessDetector) -> LiveRecognizer:
+    engine: Any = LengthRecognizer()
+    listening: Any = detector
+    return LiveRecognizer(
+        engine,
+        listening,
+        StreamDecoder(AudioFormat(AudioEncoding.PCM_S16LE, RATE)),
+        Endpointer(EndpointRules(), frame_samples=FRAME, sample_rate_hz=RATE),
+        RecognitionOptions(),
+        LiveOptions(),
+    )
+
+
+def messages(loudness: float, seconds: float) -> list[bytes | FlushAsked]:
+    samples = np.full(int(seconds * RATE), int(loudness * 32767), "<i2")
+    return [samples[place : place + PIECE].tobytes() for place in range(0, len(samples), PIECE)]
+
+
+async def test_audio_that_waits_is_looked_at_in_one_go_and_nothing_of_it_is_lost() -> None:
+    detector = LoudnessDetector()
+    sent = [*messages(0, 0.5), *messages(0.5, 2.0), FlushAsked("a"), *messages(0, 1.0)]
+
+    async def requests() -> AsyncIterator[bytes | FlushAsked]:
+        for request in sent:
+            yield request
+        detector.is_free.set()  # everything was sent before the first frame was looked at
+
+    events = [event async for event in recognizer(detector).events(requests())]
+    (final,) = [event for event in events if isinstance(event, FinalRead)]
+    assert (final.start / RATE, final.end / RATE) == pytest.approx((0.2, 2.5), abs=0.04)
+    assert events.index(final) < events.index(FlushDone("a"))
+    assert detector.num_calls < 12 < len(sent)
+
+
+async def test_a_stream_asks_for_no_more_audio_than_it_can_hold() -> None:
+    detector, num_sent = LoudnessDetector(), 0
+
+    async def requests() -> AsyncIterator[bytes | FlushAsked]:
+        nonlocal num_sent
+        for request in messages(0.0, 60.0):
+            yield request
+            num_sent += 1
+
+    events = recognizer(detector).events(requests())
+    reading = asyncio.ensure_future(anext(events, None))
+    for _ in range(5000):
+        await asyncio.sleep(0)
+    assert 50 < num_sent < 300
+    detector.is_free.set()
+    assert await reading is None
+    assert num_sent == 1500
+
+
+async def test_what_is_wrong_with_a_request_is_told_after_the_audio_before_it() -> None:
+    detector = LoudnessDetector()
+    detector.is_free.set()
+
+    async def requests() -> AsyncIterator[bytes | FlushAsked]:
+        for request in [*messages(0.5, 1.0), *messages(0, 1.0)]:
+            yield request
+        raise InvalidField("request", expected="audio", got="config")
+
+    events = recognizer(detector).events(requests())
+    begin = await anext(events)
+    assert isinstance(begin, SpeechChanged)
+    assert begin.is_begin
+
+    async def read_on() -> None:
+        async for _ in events:
+            pass
+
+    with pytest.raises(InvalidField, match="got 'config'"):
+        await read_on()
