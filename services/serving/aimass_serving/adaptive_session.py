@@ -67,9 +67,9 @@ def open_adaptive_session(graph: Path, config: SessionConfig, *, shares_weights:
 def open_row_session(graph: Path, config: SessionConfig) -> Session:
     """Open a graph of independent rows at all cores, and at one thread with the rows split over the cores.
 
-    Each run takes what is fastest now, or there is no choice for the reasons `open_adaptive_session` names. The
-    two do not share their weights: ONNX Runtime 1.31 ends the process when it opens some graphs, such as those
-    of masked language models, on weights that it has packed into a file.
+    Each run takes what is fastest now, or there is no choice for the reasons `open_adaptive_session` names.
+    The two do not share their weights: ONNX Runtime 1.31 ends the process when it opens some graphs, such as
+    those of masked language models, on weights that it has packed into a file.
     """
     num_cores = usable_cores()
     if len(thread_counts(config, num_cores=num_cores)) == 1:
