@@ -223,10 +223,22 @@ class FakeEmbeddingService(embedding_pb_grpc.EmbeddingServiceServicer):
         embed: Sequence[Script] = (),
         embed_stream: Sequence[Script] = (),
         embed_sparse: Sequence[Script] = (),
+        embed_tokens: Sequence[Script] = (),
+        similarity: Sequence[Script] = (),
+        rerank: Sequence[Script] = (),
     ) -> None:
         self._vector_of = vector_of or letters_vector
         self._has_script = {"Embed": bool(embed), "EmbedStream": bool(embed_stream)}
-        self._scripts = Scripts({"Embed": embed, "EmbedStream": embed_stream, "EmbedSparse": embed_sparse})
+        self._scripts = Scripts(
+            {
+                "Embed": embed,
+                "EmbedStream": embed_stream,
+                "EmbedSparse": embed_sparse,
+                "EmbedTokens": embed_tokens,
+                "Similarity": similarity,
+                "Rerank": rerank,
+            }
+        )
         self._computed: list[FakeCall] = []
 
     @property
@@ -265,6 +277,15 @@ class FakeEmbeddingService(embedding_pb_grpc.EmbeddingServiceServicer):
 
     def EmbedSparse(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
         return self._scripts.answer("EmbedSparse", request, context)
+
+    def EmbedTokens(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
+        return self._scripts.answer("EmbedTokens", request, context)
+
+    def Similarity(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
+        return self._scripts.answer("Similarity", request, context)
+
+    def Rerank(self, request: Any, context: Any) -> Any:  # noqa: N802 - as above
+        return self._scripts.answer("Rerank", request, context)
 
     def _remember(self, method: str, context: grpc.ServicerContext) -> FakeCall:
         call = FakeCall(method, context)
