@@ -17,6 +17,7 @@ from aimass_exporters.bundles.parity import ParityReport
 from aimass_exporters.encoders.calibration import calibrate
 from aimass_exporters.encoders.head_parity import BATCH, HeadUnderTest
 from aimass_exporters.errors import InvalidCheckpoint
+from aimass_exporters.graphs.torch_threads import one_torch_thread
 from aimass_exporters.progress import Progress
 from aimass_exporters.sources.labelled import LabelledWords, labelled_texts, labelled_words
 
@@ -58,7 +59,7 @@ def _compare(
     report: ParityReport,
 ) -> None:
     some = slice(0, _NUM_COMPARED)
-    theirs = np.stack([test.reference_logits(encoding)["logits"] for encoding in encodings[some]])
+    theirs = np.stack(_reference_logits(test, encodings[some]))
     ours, reference = (float((v.argmax(1) == labels[some]).mean()) for v in (logits[some], theirs))
     report.at_least("labelled_accuracy", ours, bound=reference - MAX_LOSS, num_samples=len(encodings[some]))
 
@@ -70,7 +71,7 @@ def measure_entities(test: HeadUnderTest, folder: Path, report: ParityReport, pr
     progress.stage("find entities in labelled texts")
     encodings = _encoded_words(test, words)
     ours = _f1(test, words, encodings, _graph_logits(test, encodings))
-    theirs = _f1(test, words, encodings, [test.reference_logits(e)["logits"] for e in encodings])
+    theirs = _f1(test, words, encodings, _reference_logits(test, encodings))
     report.at_least("labelled_f1", ours, bound=theirs - MAX_LOSS, num_samples=len(words))
 
 
@@ -93,6 +94,11 @@ def _graph_logits(test: HeadUnderTest, encodings: Sequence[Encoding]) -> list[ND
         logits = test.graph_logits([encodings[place] for place in places])
         found |= {place: own["logits"].copy() for place, own in zip(places, logits, strict=True)}
     return [found[place] for place in range(len(encodings))]
+
+
+def _reference_logits(test: HeadUnderTest, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+    with one_torch_thread():
+        return [test.reference_logits(encoding)["logits"] for encoding in encodings]
 
 
 def _f1(
