@@ -70,7 +70,4 @@ def parts_of(feeds: Feeds, num_parts: int) -> list[Feeds]:
     num_rows = min((len(array) for array in feeds.values()), default=1)
     num_parts = max(1, min(num_parts, num_rows))
     ends = [num_rows * part // num_parts for part in range(num_parts + 1)]
-    return [
-        {name: array[start:end] for name, array in feeds.items()}
-        for start, end in pairwise(ends)
-    ]
+    return [{name: array[start:end] for name, array in feeds.items()} for start, end in pairwise(ends)]
