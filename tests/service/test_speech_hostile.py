@@ -74,7 +74,9 @@ async def test_audio_that_is_not_what_it_should_be_is_refused_by_name(stub: Any)
     )
     raw = audio_pb2.AUDIO_ENCODING_ALAW
     assert "format.sample_rate_hz" in await refusal(stub, bytes(800), encoding=raw)
-    assert "a part: 801 bytes" in await refusal(stub, bytes(801), encoding=raw, sample_rate_hz=8000, num_channels=2)
+    assert "a part: 801 bytes" in await refusal(
+        stub, bytes(801), encoding=raw, sample_rate_hz=8000, num_channels=2
+    )
 
 
 async def test_two_hundred_streams_at_once_are_served_or_refused_and_those_that_speak_are_heard(
