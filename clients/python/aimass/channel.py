@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 import grpc
 from opentelemetry.trace import TracerProvider
 
+from aimass.closing import Closing
 from aimass.errors import error_of
 from aimass.response_stream import ResponseStream
 from aimass.tracing import TracingInterceptor
@@ -105,7 +105,7 @@ class ConnectionOptions:
     """Where the spans of calls go; None takes the process-wide provider."""
 
 
-class Connection:
+class Connection(Closing):
     """One channel to one address. May be shared by clients and threads; close it when the last is done."""
 
     def __init__(self, address: str, options: ConnectionOptions | None = None) -> None:
@@ -166,19 +166,8 @@ class Connection:
         key = self.options.api_key
         return () if key is None else ((API_KEY_METADATA, f"Bearer {key}"),)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class ServiceClient:
+class ServiceClient(Closing):
     """What the clients have in common: a connection, their own or shared. Their own ends with them."""
 
     DEFAULT_ADDRESS: ClassVar[str] = "localhost:50051"
@@ -200,17 +189,6 @@ class ServiceClient:
         """Close the connection, unless it was given by the caller. Safe to repeat."""
         if self._owns_connection:
             self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _open_channel(address: str, options: ConnectionOptions) -> grpc.Channel:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from types import TracebackType
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.embedding.v1 import embedding_service_pb2 as pb
@@ -19,7 +18,7 @@ from aimass.rankings import (
     ranking_of,
     similarities_of,
 )
-from aimass.response_stream import ResponseStream
+from aimass.response_stream import CallStream
 from aimass.sparse_embeddings import SparseEmbeddings, sparse_embeddings_of
 from aimass.token_embeddings import TokenEmbeddingOptions, TokenEmbeddings, token_embeddings_of
 from aimass.wire import refusing
@@ -34,14 +33,11 @@ _Request: TypeAlias = (
 )
 
 
-class EmbeddingStream:
+class EmbeddingStream(CallStream[pb.EmbedStreamResponse]):
     """The answers of one stream of texts, in the order of the texts. Use it in a `with` block.
 
     Leaving it early, however that happens, cancels the call.
     """
-
-    def __init__(self, responses: ResponseStream[pb.EmbedStreamResponse]) -> None:
-        self._responses = responses
 
     def __iter__(self) -> Iterator[EmbeddedText]:
         return self
@@ -49,21 +45,6 @@ class EmbeddingStream:
     def __next__(self) -> EmbeddedText:
         """Return the answer to the next text; raise `RpcError` when the call fails."""
         return embedded_text_of(next(self._responses))
-
-    def close(self) -> None:
-        """Cancel the call if it still runs. Safe to repeat."""
-        self._responses.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class EmbeddingClient(ServiceClient):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from aimass.recognition_options import AudioFormat
-from aimass.response_stream import ResponseStream
+from aimass.response_stream import CallStream
 from aimass.speech.v1 import keywords_pb2 as pb
 from aimass.transcripts import seconds_of
 from aimass.wire import refusing, set_fields
@@ -36,11 +34,8 @@ class SpottedKeyword:
     end_s: float
 
 
-class KeywordStream:
+class KeywordStream(CallStream[pb.SpotKeywordsResponse]):
     """The keywords of one live stream. Use it in a `with` block; leaving it early cancels the call."""
-
-    def __init__(self, responses: ResponseStream[pb.SpotKeywordsResponse]) -> None:
-        self._responses = responses
 
     def __iter__(self) -> Iterator[SpottedKeyword]:
         return self
@@ -49,21 +44,6 @@ class KeywordStream:
         """Return the next keyword; raise `RpcError` when the call fails."""
         found = next(self._responses)
         return SpottedKeyword(found.phrase, found.score, seconds_of(found.start), seconds_of(found.end))
-
-    def close(self) -> None:
-        """Cancel the call if it still runs. Safe to repeat."""
-        self._responses.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def keyword_requests(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.keyword_stream import Keyword, KeywordStream, keyword_requests
 from aimass.recognition_options import AudioFormat, RecognitionOptions
-from aimass.response_stream import ResponseStream
+from aimass.response_stream import CallStream
 from aimass.speech.v1 import recognition_service_pb2 as pb
 from aimass.speech.v1 import recognition_service_pb2_grpc as pb_grpc
 from aimass.transcripts import RecognitionEvent, Transcript, event_of, transcript_of
@@ -24,11 +23,8 @@ class Flush:
     id: str = ""
 
 
-class RecognitionStream:
+class RecognitionStream(CallStream[pb.StreamingRecognizeResponse]):
     """The events of one live stream. Use it in a `with` block; leaving it early cancels the call."""
-
-    def __init__(self, responses: ResponseStream[pb.StreamingRecognizeResponse]) -> None:
-        self._responses = responses
 
     def __iter__(self) -> Iterator[RecognitionEvent]:
         return self
@@ -38,21 +34,6 @@ class RecognitionStream:
         while (event := event_of(next(self._responses))) is None:
             pass
         return event
-
-    def close(self) -> None:
-        """Cancel the call if it still runs. Safe to repeat."""
-        self._responses.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class RecognitionClient(ServiceClient):

@@ -8,11 +8,11 @@ the last reference gone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 
+from aimass.closing import Closing
 from aimass.errors import error_of
 
 MessageT = TypeVar("MessageT")
@@ -26,7 +26,7 @@ class StreamingCall(Protocol[MessageT_co]):
     def cancel(self) -> object: ...
 
 
-class ResponseStream(Generic[MessageT]):
+class ResponseStream(Closing, Generic[MessageT]):
     """Messages of one call, in order. Not for use by two threads, but `close` may come from any."""
 
     def __init__(self, call: StreamingCall[MessageT], *, address: str) -> None:
@@ -52,16 +52,18 @@ class ResponseStream(Generic[MessageT]):
         """Cancel the call if it still runs. Safe to repeat."""
         self._call.cancel()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
+
+
+class CallStream(Closing, Generic[MessageT]):
+    """What makes something of the messages of one call. Leaving it early, however that happens, cancels the
+    call.
+    """
+
+    def __init__(self, responses: ResponseStream[MessageT]) -> None:
+        self._responses = responses
+
+    def close(self) -> None:
+        """Cancel the call if it still runs. Safe to repeat."""
+        self._responses.close()

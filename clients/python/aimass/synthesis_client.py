@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.recognition_client import Flush
-from aimass.response_stream import ResponseStream
+from aimass.response_stream import CallStream, ResponseStream
 from aimass.speech.v1 import synthesis_service_pb2 as pb
 from aimass.speech.v1 import synthesis_service_pb2_grpc as pb_grpc
 from aimass.spoken_audio import (
@@ -28,11 +27,11 @@ from aimass.wire import refusing
 SpeechResponse = pb.SynthesizeResponse | pb.StreamingSynthesizeResponse
 
 
-class SpeechStream:
+class SpeechStream(CallStream[SpeechResponse]):
     """The audio of one request as it comes. Use it in a `with` block; leaving it early cancels the call."""
 
     def __init__(self, responses: ResponseStream[SpeechResponse]) -> None:
-        self._responses = responses
+        super().__init__(responses)
         self._info: SpeechInfo | None = None
         self._end: SpeechEnd | None = None
 
@@ -69,21 +68,6 @@ class SpeechStream:
         chunks = list(self)
         timings = [timing for chunk in chunks for timing in chunk.timings]
         return SpokenAudio(b"".join(chunk.data for chunk in chunks), self.info, timings, self.end)
-
-    def close(self) -> None:
-        """Cancel the call if it still runs. Safe to repeat."""
-        self._responses.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class SynthesisClient(ServiceClient):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from aimass.completion import Delta, Finish, PromptInfo, delta_of, finish_of, prompt_info_of
 from aimass.errors import incomplete_stream
 from aimass.generation.v1 import generation_service_pb2 as pb
-from aimass.response_stream import ResponseStream
+from aimass.response_stream import CallStream, ResponseStream
 
 
-class TokenStream:
+class TokenStream(CallStream[pb.GenerateResponse]):
     """The deltas of one continuation, as they become final. Use it in a `with` block.
 
         with client.generate("Once upon a time", model="smollm2-135m-instruct") as stream:
@@ -25,7 +23,7 @@ class TokenStream:
     """
 
     def __init__(self, responses: ResponseStream[pb.GenerateResponse]) -> None:
-        self._responses = responses
+        super().__init__(responses)
         self._pieces: defaultdict[int, list[str]] = defaultdict(list)
         self._prompt_info: PromptInfo | None = None
         self._finishes: dict[int, Finish] = {}
@@ -74,10 +72,6 @@ class TokenStream:
         """Return the text so far of one of several sequences."""
         return "".join(self._pieces[sequence_index])
 
-    def close(self) -> None:
-        """Cancel the call if it still runs. Safe to repeat."""
-        self._responses.close()
-
     def _take(self, event: pb.GenerateResponse) -> Delta | None:
         match event.WhichOneof("event"):
             case "delta":
@@ -88,14 +82,3 @@ class TokenStream:
             case "finish":
                 self._finishes[event.finish.sequence_index] = finish_of(event.finish)
         return None  # also for events newer than this client
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
