@@ -6,6 +6,7 @@ vector; 1e-5 leaves room for long texts and is far below what a wrong mask, pool
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def reference(
     """Return the vector as PyTorch gives it, one text alone: no batch, no padding."""
     import torch
 
-    model, tokenizer = oracle
+    model, tokenizer = oracle[0], copy.deepcopy(oracle[1])  # others read with it too
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     ids = torch.tensor([tokenizer.encode(text).ids])

@@ -209,9 +209,16 @@ async def test_draining_ends_searches_that_were_taken_and_takes_no_more() -> Non
 
 
 async def test_closing_ends_a_search_with_draining() -> None:
-    with fake_engine(hashed_logits(), SMALL) as engine:
+    closing = threading.Event()
+
+    def only_while_closing(_: NDArray[np.int64]) -> None:
+        assert closing.wait(10)
+        time.sleep(0.005)  # sixty steps are left when the engine is told to close
+
+    with fake_engine(FakeDecoder(hashed_logits(), before_run=only_while_closing), SMALL) as engine:
         task = asyncio.create_task(tokens_of(engine, request(max_new_tokens=60)))
         await until(lambda: engine.stats().num_submitted == 1)
+        closing.set()
         await asyncio.to_thread(engine.close)
         with pytest.raises(Draining):
             await task
