@@ -1,4 +1,6 @@
-"""How many cores this process may use. Reads the scheduler's affinity mask and the cgroup's CPU quota."""
+"""What this process may compute with: cores (the scheduler's affinity mask and the cgroup's CPU quota), and
+instructions.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from pathlib import Path
 
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+_CPU_INFO = Path("/proc/cpuinfo")
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def usable_cores(cgroup_v2: Path = _CGROUP_V2, cgroup_v1: Path = _CGROUP_V1) -> int:
@@ -18,6 +22,16 @@ def usable_cores(cgroup_v2: Path = _CGROUP_V2, cgroup_v1: Path = _CGROUP_V1) -> 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroup_v2) or _quota_v1(cgroup_v1)
     return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
+
+
+def adds_int8_exactly(cpu_info: Path = _CPU_INFO) -> bool:
+    """Tell whether the processor adds products of 8-bit integers up in 32 bits (VNNI); False if unknown."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not _INT8_FLAGS.isdisjoint(flags)
 
 
 def _quota_v2(file: Path) -> float | None:

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
-from aimass_serving.cpu import usable_cores
+from aimass_serving.cpu import adds_int8_exactly, usable_cores
 from aimass_serving.errors import DeviceUnavailable
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -238,8 +238,8 @@ def _options(config: SessionConfig) -> ort.SessionOptions:
     options.enable_mem_pattern = (
         False  # shapes vary from run to run: a pattern per shape only grows the arena
     )
-    # Without VNNI instructions 8-bit products add up in 16 bits and saturate: take the exact, slower way.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not adds_int8_exactly():  # 8-bit products add up in 16 bits and saturate: take the exact, slower way
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(config.allow_spinning)))
     options.log_severity_level = 3
     return options

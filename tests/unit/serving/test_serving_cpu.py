@@ -1,10 +1,10 @@
-"""How many cores a container may use."""
+"""How many cores a container may use, and what its processor can do."""
 
 import os
 from pathlib import Path
 
 import pytest
-from aimass_serving.cpu import usable_cores
+from aimass_serving.cpu import adds_int8_exactly, usable_cores
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -54,3 +54,23 @@ def test_quota_that_cannot_be_read_changes_nothing(tmp_path: Path, text: str) ->
 
 def test_without_cgroups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "no-v2", tmp_path / "no-v1") == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "is_exact"),
+    [
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
+        ("processor: 0\nflags\t\t: fpu avx2 avx_vnni\n", True),
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("Features: fp asimd\n", False),
+    ],
+)
+def test_exact_sums_of_8_bit_products_are_told_by_the_flags(
+    tmp_path: Path, text: str, is_exact: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert adds_int8_exactly(tmp_path / "cpuinfo") is is_exact
+
+
+def test_a_processor_that_tells_nothing_is_not_trusted(tmp_path: Path) -> None:
+    assert not adds_int8_exactly(tmp_path / "missing")
