@@ -12,6 +12,8 @@ prompt that lies in a slot already, whole, needs no run: its sequence forks off 
 - Decodes cannot starve prompts: the debt is paid after `1 / (max_decode_slowdown - 1)` times the chunk's
   time, and a prompt without progress for `max_prefill_wait_s` runs without regard to it.
 - A prompt is always cut into the same chunks, so that its numbers do not depend on its neighbours.
+- A deadline is refused at once when the queue before it and the pace of sequences that ended lately leave too
+  little of it, and a prompt that would hardly end in time any more gives its slot to the next.
 - Slots are given out lowest first, so that decode steps have few rows. A prompt that ended in such a slot
   and may be of use again moves to a free slot, over the one used least recently; at most `max_kept_prefixes`
   stay.
@@ -29,13 +31,15 @@ from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.forecast import Forecast, Smoothed
 from aimass_decoding.prefixes import Match, Prefix, Prefixes
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.slots import Slots
 
 _RATE_WINDOW_S = 10.0
-_COST_SMOOTHING = 0.2
 _NEGLIGIBLE_S = 1e-6
+_FORECAST_MARGIN = 1.25
+"""A request is taken when its deadline leaves this many times what it is forecast to take."""
 _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 30.0
 
 _Key = tuple[float, float, int]
@@ -115,8 +119,9 @@ class Scheduler:
         self._prefill_tokens_since_decode = 0
         self._debt_s = 0.0
         self._departures = _Rate()
-        self._prefill_token_cost = _Cost()  # of full chunks
-        self._decode_cost = _Cost()
+        self._prefill_token_cost = Smoothed()  # of full chunks
+        self._decode_cost = Smoothed()
+        self._forecast = Forecast()
 
     @property
     def has_work(self) -> bool:
@@ -181,6 +186,7 @@ class Scheduler:
         match = self._match(sequence)
         sequence.num_expected_reuse = 0 if match is None else match.num_tokens
         self._refuse_lost_deadline(sequence, now_s)
+        self._refuse_hopeless(sequence, now_s)
         self._refuse_overload(sequence, now_s)
         bisect.insort(self._waiting, (self._key(sequence), sequence))
         self._queue_tokens += sequence.num_queue_tokens
@@ -196,6 +202,18 @@ class Scheduler:
         self._next_expiry_s = min(on_time, default=math.inf)
         return late
 
+    def hopeless(self, now_s: float) -> Sequence | None:
+        """Return the sequence that could have a slot now and would hardly end in time; None if there is none.
+
+        Under a lasting overload the most urgent prompt is always one that is nearly lost: computing it would
+        cost the next its chance too. It stays until `remove`.
+        """
+        if not (self._waiting and self._slots.num_free and self._active):
+            return None
+        sequence = self._waiting[0][1]
+        deadline_s, needed_s = sequence.request.deadline_s, self._seconds_in_slot(sequence)
+        return sequence if deadline_s is not None and now_s + needed_s > deadline_s else None
+
     def remove(self, sequence: Sequence, *, is_sound: bool = True) -> None:
         """Forget a sequence and free its slot. Does nothing when that was done before.
 
@@ -204,6 +222,7 @@ class Scheduler:
         if sequence.stage is Stage.WAITING:
             self._leave_queue(sequence)
         elif sequence.stage is not Stage.DONE:
+            self._learn_from(sequence)
             del self._active[sequence.slot]
             self._slots.release(sequence.slot)
             self._keep_prefix(sequence.slot, is_sound=is_sound)
@@ -247,6 +266,7 @@ class Scheduler:
         for sequence in step.sequences:
             sequence.num_cached += 1
             sequence.num_steps += 1
+            sequence.last_progress_s = now_s
 
     def compact(self) -> list[Move]:
         """Move the highest sequences into the lowest holes when the rows are mostly holes.
@@ -330,6 +350,7 @@ class Scheduler:
         self._leave_queue(prompt)
         self._departures.record(prompt.num_queue_tokens, now_s)
         prompt.slot = self._slots.acquire()
+        prompt.entered_s = now_s
         prompt.stage = Stage.PREFILLING
         self._active[prompt.slot] = prompt
         moves = self._make_room(prompt.slot, beside=match)
@@ -417,16 +438,49 @@ class Scheduler:
         deadline_s = sequence.request.deadline_s
         if deadline_s is None:
             return
-        least_s = self._prefill_token_cost.seconds * sequence.num_prompt_left
-        least_s += self._decode_cost.seconds * max(0, sequence.request.min_new_tokens - 1)
+        least_s = self._prefill_token_cost.value * sequence.num_prompt_left
+        least_s += self._decode_cost.value * max(0, sequence.request.min_new_tokens - 1)
         if now_s + (least_s if self.has_work else 0) > deadline_s:
             raise DeadlineExceeded(phase="admission")
-        wait_s = self._prefill_token_cost.seconds * self._prompt_tokens_before(sequence)
+        wait_s = self._prefill_token_cost.value * self._prompt_tokens_before(sequence)
         if wait_s > 0 and now_s + wait_s + least_s > deadline_s:
             detail = (
                 f"the prompts before it take {wait_s:.1f} s, its deadline is in {deadline_s - now_s:.1f} s"
             )
             raise Overloaded(retry_after_s=_bounded_retry_s(wait_s), detail=detail)
+
+    def _refuse_hopeless(self, sequence: Sequence, now_s: float) -> None:
+        """Refuse a deadline that would be missed under the load of now, by the queue and the forecast."""
+        deadline_s = sequence.request.deadline_s
+        if deadline_s is None or not self.has_work:
+            return
+        rate = self._departures.per_second(now_s)
+        place = bisect.bisect_left(self._waiting, (self._key(sequence),))
+        num_tokens = sum(other.num_queue_tokens for _, other in self._waiting[:place])
+        wait_s = num_tokens / rate if rate > 0 else 0.0
+        needed_s = _FORECAST_MARGIN * self._seconds_in_slot(sequence)
+        if now_s + wait_s + needed_s > deadline_s:
+            detail = (
+                f"it would wait {wait_s:.1f} s and take up to {needed_s:.1f} s, "
+                f"its deadline is in {deadline_s - now_s:.1f} s"
+            )
+            raise Overloaded(retry_after_s=_bounded_retry_s(wait_s), detail=detail)
+
+    def _seconds_in_slot(self, sequence: Sequence) -> float:
+        return self._forecast.seconds(
+            num_prompt_tokens=sequence.num_prompt_left, max_new_tokens=sequence.request.max_new_tokens
+        )
+
+    def _learn_from(self, sequence: Sequence) -> None:
+        if sequence.num_output:
+            self._forecast.observe(
+                entered_s=sequence.entered_s,
+                first_token_s=sequence.first_token_s,
+                last_token_s=max(sequence.last_progress_s, sequence.first_token_s),
+                num_prompt_tokens=sequence.num_prompt_tokens - sequence.num_reused,
+                num_tokens=sequence.num_output,
+                is_whole=sequence.is_whole,
+            )
 
     def _prompt_tokens_before(self, sequence: Sequence) -> int:
         """Count the prompt tokens that are computed before this sequence's, by the order of now."""
@@ -450,17 +504,6 @@ class Scheduler:
 
 def _bounded_retry_s(wait_s: float) -> float:
     return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
-
-
-@dataclass(slots=True)
-class _Cost:
-    """A smoothed measurement; 0 before the first."""
-
-    seconds: float = 0.0
-
-    def observe(self, seconds: float) -> None:
-        weight = _COST_SMOOTHING if self.seconds else 1.0
-        self.seconds += weight * (seconds - self.seconds)
 
 
 @dataclass(slots=True)

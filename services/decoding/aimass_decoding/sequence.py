@@ -55,8 +55,10 @@ class Sequence:
     """The token chosen last, which the next decode step feeds; means nothing before the first."""
     num_output: int = 0
     """Tokens chosen so far, one that ends the sequence included."""
+    entered_s: float = 0.0
+    """When it got its slot; means nothing before that."""
     last_progress_s: float = 0.0
-    """When its last chunk was computed; its arrival before that."""
+    """When its last chunk or token was computed; its arrival before that."""
     first_token_s: float = math.inf
     """When its first token came; infinity before that."""
     masks: MaskFeed | None = None
@@ -100,6 +102,13 @@ class Sequence:
             math.inf if deadline_s is None else deadline_s,
             math.inf if limit_s is None else limit_s,
         )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model, or the request's length, ended it; not its caller, and no deadline."""
+        request = self.request
+        ends = self.last_token in request.eos_token_ids or self.last_token in request.stop_token_ids
+        return self.num_output >= request.max_new_tokens or (self.num_output > 0 and ends)
 
     @property
     def timings(self) -> SequenceTimings:

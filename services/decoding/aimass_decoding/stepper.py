@@ -266,7 +266,7 @@ class Stepper:
         self._end(sequence, error, is_sound=False)
 
     def _drop_expired(self) -> None:
-        """End sequences whose time has passed, before they cost another step."""
+        """End sequences whose time has passed, or will have, before they cost another step."""
         now_s = self._clock()
         for sequence in self._scheduler.expired(now_s):
             self.counters.release_ms.record(1e3 * (now_s - sequence.expires_at_s))
@@ -275,6 +275,9 @@ class Stepper:
                 self._end(sequence, DeadlineExceeded(phase=_PHASES[sequence.stage]))
             else:
                 self._finish(sequence, FinishReason.TIME_LIMIT)
+        while (lost := self._scheduler.hopeless(now_s)) is not None:
+            self.counters.num_expired += 1
+            self._end(lost, DeadlineExceeded(phase="queue"))
 
     def _compact(self) -> None:
         if not self._runner.can_copy_slots:
