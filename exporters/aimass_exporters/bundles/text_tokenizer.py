@@ -4,11 +4,14 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from aimass_exporters.errors import InvalidCheckpoint
@@ -28,6 +31,30 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with the special tokens that the model expects around it."""
         return list(self.tokenizer.encode(text).ids)
+
+    def encode_all(self, texts: Sequence[str], *, max_tokens: int, in_pairs: bool = False) -> list[Encoding]:
+        """Return the tokens of each text, or of each text with the next, cut to `max_tokens`."""
+        self.tokenizer.enable_truncation(max_tokens)
+        encodings: list[Encoding] = self.tokenizer.encode_batch(
+            list(pairwise(texts)) if in_pairs else list(texts)
+        )
+        self.tokenizer.no_truncation()
+        return encodings
+
+    def padded(self, batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+        """Return a batch as encoder graphs take it: arrays [batch, seq] by input, padded on the right."""
+        shape = len(batch), max(map(len, batch))
+        feeds = {
+            "input_ids": np.full(shape, self.pad_token_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+        }
+        for row, encoding in enumerate(batch):
+            length = len(encoding)
+            feeds["input_ids"][row, :length] = encoding.ids
+            feeds["attention_mask"][row, :length] = 1
+            feeds["token_type_ids"][row, :length] = encoding.type_ids
+        return feeds
 
 
 def read_tokenizer(folder: Path) -> TextTokenizer:

@@ -7,10 +7,6 @@ came from, nor how the bundle is packed.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.graphs.attention import Trace, recording, slot_attention
 from aimass_exporters.graphs.packing import pack_attention, rotary_cache
 from aimass_exporters.graphs.single_ops import single_ops
+from aimass_exporters.graphs.tracing import quiet_tracing
 
 OPSET = 23
 GRAPH_FILE = "decoder.onnx"
@@ -121,7 +118,7 @@ def export_decoder(model: PreTrainedModel, folder: Path) -> Path:
     """
     _check_config(model)
     wrapped, inputs = DecoderGraph(model).eval(), _example_inputs(model)
-    with slot_attention(model), torch.no_grad(), _quiet():
+    with slot_attention(model), torch.no_grad(), quiet_tracing():
         wrapped(*inputs)  # a dry run on zeros: finds what is unsupported before the long trace
         with single_ops(model):
             program = _trace(wrapped, inputs)
@@ -193,19 +190,3 @@ def _last_line(error: BaseException) -> str:
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[0] if lines else type(cause).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter off the terminal, where a progress bar lives."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

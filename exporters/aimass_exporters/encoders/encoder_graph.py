@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import onnx
-from tokenizers import Encoding
 
 from aimass_exporters.bundles.text_tokenizer import TextTokenizer
 from aimass_exporters.encoders.encoder_export import GRAPH_FILE
@@ -59,27 +56,8 @@ def typical_feeds(
 
     Raises `InvalidExportOption` when there are none.
     """
-    inputs = list(pairwise(texts)) if in_pairs else list(texts)
-    if not inputs:
+    encodings = text.encode_all(texts, max_tokens=min(_MAX_TOKENS, max_tokens), in_pairs=in_pairs)
+    if not encodings:
         raise InvalidExportOption("--eval-text", expected="at least four paragraphs", got=str(len(texts)))
-    text.tokenizer.enable_truncation(min(_MAX_TOKENS, max_tokens))
-    encodings = text.tokenizer.encode_batch(inputs)
-    text.tokenizer.no_truncation()
     by_length = sorted(encodings, key=len)
-    batches = [by_length[i : i + _BATCH] for i in range(0, len(by_length), _BATCH)]
-    return [_padded(batch, text.pad_token_id) for batch in batches]
-
-
-def _padded(batch: Sequence[Encoding], pad_token_id: int) -> Feeds:
-    shape = len(batch), max(map(len, batch))
-    feeds = {
-        "input_ids": np.full(shape, pad_token_id, np.int64),
-        "attention_mask": np.zeros(shape, np.int64),
-        "token_type_ids": np.zeros(shape, np.int64),
-    }
-    for row, encoding in enumerate(batch):
-        length = len(encoding)
-        feeds["input_ids"][row, :length] = encoding.ids
-        feeds["attention_mask"][row, :length] = 1
-        feeds["token_type_ids"][row, :length] = encoding.type_ids
-    return feeds
+    return [text.padded(by_length[i : i + _BATCH]) for i in range(0, len(by_length), _BATCH)]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +68,14 @@ class HeadUnderTest:
 
     def tokenize(self, texts: Sequence[str], *, max_tokens: int) -> list[Encoding]:
         """Return the tokens of each text, or of each text with the next for heads that read pairs."""
-        tokenizer = self.reference.text.tokenizer
-        tokenizer.enable_truncation(min(self.reference.spec.max_tokens, max_tokens))
-        inputs = list(pairwise(texts)) if self.reference.kind.reads_pairs else list(texts)
-        encodings: list[Encoding] = tokenizer.encode_batch(inputs)
-        tokenizer.no_truncation()
-        return encodings
+        limit = min(self.reference.spec.max_tokens, max_tokens)
+        return self.reference.text.encode_all(
+            texts, max_tokens=limit, in_pairs=self.reference.kind.reads_pairs
+        )
 
     def padded(self, batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         """Return the graph's inputs [batch, seq], padded on the right."""
-        longest = max(len(e.ids) for e in batch)
-        pad = self.reference.text.pad_token_id
-        feeds = {
-            "input_ids": np.full((len(batch), longest), pad, np.int64),
-            "attention_mask": np.zeros((len(batch), longest), np.int64),
-            "token_type_ids": np.zeros((len(batch), longest), np.int64),
-        }
-        for row, e in enumerate(batch):
-            for name, values in (("input_ids", e.ids), ("token_type_ids", e.type_ids)):
-                feeds[name][row, : len(values)] = values
-            feeds["attention_mask"][row, : len(e.ids)] = 1
+        feeds = self.reference.text.padded(batch)
         return {value.name: feeds[value.name] for value in self.session.inputs}
 
     def graph_logits(self, batch: Sequence[Encoding]) -> Iterator[Logits]:

@@ -43,7 +43,7 @@ def trace(
     Raises `UnsupportedModel` when PyTorch cannot trace it.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_tracing():
             program = torch.onnx.export(
                 module.eval(),
                 tuple(_each(item, lambda port: port.example) for item in inputs),
@@ -77,7 +77,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_tracing() -> Iterator[None]:
     """Keep the exporter's chatter off the terminal, where a progress bar lives."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
