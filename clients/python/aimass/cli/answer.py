@@ -13,8 +13,7 @@ from rich.table import Table
 
 from aimass.classification_client import ClassificationClient
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
 from aimass.embeddings import ItemError
 from aimass.question_answers import AnsweredQuestions, AnswerOptions
 
@@ -30,8 +29,8 @@ AllowNone = Annotated[
 ]
 
 
+@with_encoder_call
 def answer(
-    ctx: typer.Context,
     question: Question,
     *,
     context: Context = None,
@@ -39,22 +38,16 @@ def answer(
     top_k: TopK = None,
     max_answer_tokens: MaxTokens = None,
     allow_no_answer: AllowNone = False,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Find the answer to a question in a text."""
     if (context is None) == (context_file is None):
         raise typer.BadParameter("expected --context or --context-file, one of them")
     text = context if context is not None else _read(context_file)
     options = AnswerOptions(top_k=top_k, max_answer_tokens=max_answer_tokens, allow_no_answer=allow_no_answer)
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        answered = ClassificationClient(connection).answer(
-            [(question, text)], model=name, options=options, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(ClassificationClient) as (client, model):
+        answered = client.answer([(question, text)], model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps(answers_object(answered, asdict)))
     else:
         Console().print(_table(answered))

@@ -15,19 +15,16 @@ from aimass.classification_client import ClassificationClient, TextOrPair
 from aimass.classification_options import ClassifyOptions
 from aimass.classifications import TextClasses
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import Labels, LabelThreshold, Texts, Truncate
 from aimass.embedding_options import Truncation
 from aimass.embeddings import ItemError
 from aimass.zero_shot_options import ZeroShotOptions
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
 Pair = Annotated[
     str | None, typer.Option("--pair", help="Second text of a pair, for models that compare two texts.")
 ]
 TopK = Annotated[int | None, typer.Option(help="At most this many labels for each text.")]
-Threshold = Annotated[float | None, typer.Option(help="Least score of a label.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", help="Only this label; may be repeated.")]
 ZeroShot = Annotated[
     list[str] | None,
     typer.Option(
@@ -45,26 +42,22 @@ MinPrecision = Annotated[
     float | None,
     typer.Option(help="Only labels that are right this often, for models that were calibrated."),
 ]
-Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
 
 
+@with_encoder_call
 def classify(
-    ctx: typer.Context,
     texts: Texts,
     *,
     pair: Pair = None,
     top_k: TopK = None,
-    threshold: Threshold = None,
+    threshold: LabelThreshold = None,
     min_precision: MinPrecision = None,
     labels: Labels = None,
     own_labels: ZeroShot = None,
     template: Template = None,
     multi_label: MultiLabel = False,
     truncation: Truncate = Truncation.END,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Tell what texts are: an intent, a sentiment, a topic."""
     options = ClassifyOptions(
@@ -86,16 +79,14 @@ def classify(
     if own_labels and (pair is not None or labels or min_precision is not None):
         raise typer.BadParameter("--try-label goes without --pair, --label and --min-precision")
     inputs: Sequence[TextOrPair] = texts if pair is None else [(text, pair) for text in texts]
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        client = ClassificationClient(connection)
+    with call.client(ClassificationClient) as (client, model):
         if own_labels:
             classes = client.classify_zero_shot(
-                texts, own_labels, model=name, options=own, deadline_s=deadline_s
+                texts, own_labels, model=model, options=own, deadline_s=call.deadline_s
             )
         else:
-            classes = client.classify(inputs, model=name, options=options, deadline_s=deadline_s)
-    if as_json:
+            classes = client.classify(inputs, model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps(classes_object(classes)))
     else:
         Console().print(classes_table(texts, classes))

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from aimass.classification_client import ClassificationClient
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import Labels, LabelThreshold
 from aimass.embeddings import ItemError
 from aimass.image_labels import ImageOptions, LabelledImages
 
@@ -24,30 +24,24 @@ Files = Annotated[
     typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="PNG, JPEG or WebP images."),
 ]
 TopK = Annotated[int | None, typer.Option(help="At most this many labels for each image.")]
-Threshold = Annotated[float | None, typer.Option(help="Least score of a label.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", help="Only this label; may be repeated.")]
 
 
+@with_encoder_call
 def classify_image(
-    ctx: typer.Context,
     files: Files,
     *,
     top_k: TopK = None,
-    threshold: Threshold = None,
+    threshold: LabelThreshold = None,
     labels: Labels = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Tell what images show."""
     options = ImageOptions(top_k=top_k, threshold=threshold, labels=tuple(labels or ()))
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        images = ClassificationClient(connection).classify_images(
-            [file.read_bytes() for file in files], model=name, options=options, deadline_s=deadline_s
+    with call.client(ClassificationClient) as (client, model):
+        images = client.classify_images(
+            [file.read_bytes() for file in files], model=model, options=options, deadline_s=call.deadline_s
         )
-    if as_json:
+    if call.as_json:
         typer.echo(json.dumps(images_object(files, images)))
     else:
         Console().print(images_table(files, images))

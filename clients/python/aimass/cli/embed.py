@@ -13,43 +13,34 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, ChunkOverlap, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import ChunkOverlap, Dimensions, Texts, Truncate
 from aimass.embedding_client import EmbeddingClient
 from aimass.embedding_options import EmbeddingOptions, Truncation
 from aimass.embeddings import Embeddings
 
 MAX_HEADER_CHARS = 24
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
-Dimensions = Annotated[int | None, typer.Option(help="Keep this many leading dimensions (Matryoshka).")]
 PromptName = Annotated[str | None, typer.Option(help="One of the model's prompts, such as query.")]
-Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
 
 
+@with_encoder_call
 def embed(
-    ctx: typer.Context,
     texts: Texts,
     *,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
     dimensions: Dimensions = None,
     prompt_name: PromptName = None,
     truncation: Truncate = Truncation.END,
     chunk_overlap: ChunkOverlap = None,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Turn texts into vectors. Without --json, print how similar they are."""
     options = EmbeddingOptions(
         dimensions=dimensions, prompt_name=prompt_name, truncation=truncation, chunk_overlap=chunk_overlap
     )
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        embeddings = EmbeddingClient(connection).embed(
-            texts, model=name, options=options, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(EmbeddingClient) as (client, model):
+        embeddings = client.embed(texts, model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps(embeddings_object(embeddings)))
     elif not embeddings.errors:
         Console().print(similarity_table(texts, embeddings.vectors))

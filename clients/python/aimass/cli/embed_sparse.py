@@ -11,33 +11,26 @@ from rich.console import Console
 from rich.table import Table
 
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import Texts
 from aimass.embedding_client import EmbeddingClient
 from aimass.embeddings import ItemError
 from aimass.sparse_embeddings import SparseEmbeddings, SparseText
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
 TopK = Annotated[int | None, typer.Option(help="At most this many words of each text.")]
 
 
+@with_encoder_call
 def embed_sparse(
-    ctx: typer.Context,
     texts: Texts,
     *,
     top_k: TopK = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Turn texts into weights of words, for search by an inverted index (SPLADE)."""
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        sparse = EmbeddingClient(connection).embed_sparse(
-            texts, model=name, top_k=top_k, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(EmbeddingClient) as (client, model):
+        sparse = client.embed_sparse(texts, model=model, top_k=top_k, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps({**answers_object(sparse, _shown), "vocabulary_size": sparse.vocabulary_size}))
     else:
         Console().print(_table(texts, sparse))

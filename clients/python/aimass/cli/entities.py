@@ -13,45 +13,37 @@ from rich.text import Text
 
 from aimass.classification_client import ClassificationClient
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import Labels, Texts
 from aimass.embeddings import ItemError
 from aimass.entities import Aggregation, Entities, Entity, EntityOptions
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
 Aggregate = Annotated[Aggregation, typer.Option(help="How the labels of tokens become entities.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", help="Only this label; may be repeated.")]
 Threshold = Annotated[float | None, typer.Option(help="Least score of an entity.")]
 Overlap = Annotated[
     int | None, typer.Option("--overlap", help="Tokens that two windows of a long text share.")
 ]
 
 
+@with_encoder_call
 def entities(
-    ctx: typer.Context,
     texts: Texts,
     *,
     aggregation: Aggregate = Aggregation.SIMPLE,
     labels: Labels = None,
     threshold: Threshold = None,
     overlap: Overlap = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Find names, parts of speech or segments in texts."""
     options = EntityOptions(
         aggregation=aggregation, labels=tuple(labels or ()), threshold=threshold, overlap_tokens=overlap
     )
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        found = ClassificationClient(connection).entities(
-            texts, model=name, options=options, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(ClassificationClient) as (client, model):
+        found = client.entities(texts, model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps(answers_object(found, asdict)))
     else:
         _print(texts, found)

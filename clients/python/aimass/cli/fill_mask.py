@@ -13,8 +13,7 @@ from rich.table import Table
 
 from aimass.classification_client import ClassificationClient
 from aimass.cli.answers import answers_object, report_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
 from aimass.embeddings import ItemError
 from aimass.filled_masks import FilledTexts, FillMaskOptions
 
@@ -26,25 +25,19 @@ TopK = Annotated[int | None, typer.Option(help="At most this many words for each
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Only this word; may be repeated.")]
 
 
+@with_encoder_call
 def fill_mask(
-    ctx: typer.Context,
     texts: Texts,
     *,
     top_k: TopK = None,
     targets: Targets = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Guess the words that are masked in texts."""
     options = FillMaskOptions(top_k=top_k, targets=tuple(targets or ()))
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        filled = ClassificationClient(connection).fill_mask(
-            texts, model=name, options=options, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(ClassificationClient) as (client, model):
+        filled = client.fill_mask(texts, model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps({**answers_object(filled, asdict), "mask_token": filled.mask_token}))
     else:
         Console().print(_table(texts, filled))

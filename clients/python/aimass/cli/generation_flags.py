@@ -5,14 +5,14 @@ What a flag cannot hold is refused here by its name; ranges are the server's to 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
+from aimass.cli.flags import Flags, flags_of, with_flags
 from aimass.cli.options import (
     BEAMS,
     FORM,
@@ -91,7 +91,8 @@ CacheSalt = Annotated[
 RequestId = Annotated[str | None, typer.Option(help="Name of the request in the server's logs and traces.")]
 
 
-def text_options(
+def _sampling_options(
+    options: GenerationOptions,
     *,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -104,28 +105,9 @@ def text_options(
     logit_bias: LogitBias = None,
     allowed_tokens: AllowedTokens = None,
     seed: Seed = None,
-    max_new_tokens: MaxNewTokens = None,
-    min_new_tokens: MinNewTokens = None,
-    stop: Stop = None,
-    stop_tokens: StopTokens = None,
-    include_stop: IncludeStop = False,
-    ignore_eos: IgnoreEos = False,
-    time_limit_s: TimeLimit = None,
-    json_schema: JsonSchema = None,
-    json_object: JsonObject = False,
-    regex: Regex = None,
-    choice: Choice = None,
-    grammar: Grammar = None,
-    num_beams: NumBeams = None,
-    length_penalty: LengthPenalty = None,
-    early_stopping: EarlyStopping = None,
-    no_repeat_ngram_size: NoRepeatNgramSize = None,
-    priority: Priority = None,
-    cache_salt: CacheSalt = None,
-    request_id: RequestId = None,
 ) -> GenerationOptions:
-    """Return what the flags say."""
-    return GenerationOptions(
+    return replace(
+        options,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -137,6 +119,22 @@ def text_options(
         logit_bias=dict(_bias(text) for text in logit_bias or ()),
         allowed_token_ids=tuple(allowed_tokens or ()),
         seed=seed,
+    )
+
+
+def _stopping_options(
+    options: GenerationOptions,
+    *,
+    max_new_tokens: MaxNewTokens = None,
+    min_new_tokens: MinNewTokens = None,
+    stop: Stop = None,
+    stop_tokens: StopTokens = None,
+    include_stop: IncludeStop = False,
+    ignore_eos: IgnoreEos = False,
+    time_limit_s: TimeLimit = None,
+) -> GenerationOptions:
+    return replace(
+        options,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         stop_strings=tuple(stop or ()),
@@ -144,45 +142,83 @@ def text_options(
         include_stop_string=include_stop,
         ignore_eos=ignore_eos,
         time_limit_s=time_limit_s,
+    )
+
+
+def _form_options(
+    options: GenerationOptions,
+    *,
+    json_schema: JsonSchema = None,
+    json_object: JsonObject = False,
+    regex: Regex = None,
+    choice: Choice = None,
+    grammar: Grammar = None,
+) -> GenerationOptions:
+    return replace(
+        options,
         json_schema=file_or_text(json_schema, "{", flag="--json-schema"),
         json_object=json_object or None,
         regex=regex,
         choice=choice or None,
         grammar=file_or_text(grammar, "start", flag="--grammar"),
+    )
+
+
+def _beam_options(
+    options: GenerationOptions,
+    *,
+    num_beams: NumBeams = None,
+    length_penalty: LengthPenalty = None,
+    early_stopping: EarlyStopping = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+) -> GenerationOptions:
+    return replace(
+        options,
         num_beams=num_beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
         no_repeat_ngram_size=no_repeat_ngram_size,
-        priority=priority,
-        cache_salt=cache_salt,
-        request_id=request_id,
     )
 
 
+def _request_options(
+    options: GenerationOptions,
+    *,
+    priority: Priority = None,
+    cache_salt: CacheSalt = None,
+    request_id: RequestId = None,
+) -> GenerationOptions:
+    return replace(options, priority=priority, cache_salt=cache_salt, request_id=request_id)
+
+
+_GROUPS: tuple[Callable[..., GenerationOptions], ...] = (
+    _sampling_options,
+    _stopping_options,
+    _form_options,
+    _beam_options,
+    _request_options,
+)
+"""Each takes its flags and returns the options with what they say, in the order of the help."""
+
+
 def with_text_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `text_options`; it takes what they say as its argument `options`."""
-    own = _parameters(command)
-    del own["options"]
-    shared = _parameters(text_options)
+    """Give a command the flags of all groups; it takes what they say as its argument `options`."""
+    groups = [(group, _flags_of_group(group)) for group in _GROUPS]
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        options = text_options(**{name: values.pop(name) for name in shared})
-        command(**values, options=options)
+    def options_of(said: dict[str, Any]) -> GenerationOptions:
+        options = GenerationOptions()
+        for group, flags in groups:
+            options = group(options, **{name: said[name] for name in flags})
+        return options
 
-    parameters = [*own.values(), *shared.values()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    every = {name: flag for _, flags in groups for name, flag in flags.items()}
+    return with_flags(command, "options", every, options_of)
 
 
-def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    hints = get_type_hints(function, include_extras=True)
-    found = inspect.signature(function).parameters
-    return {
-        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in found.items()
-    }
+def _flags_of_group(group: Callable[..., GenerationOptions]) -> Flags:
+    flags = flags_of(group)
+    del flags["options"]
+    return flags
 
 
 def file_or_text(value: str | None, beginning: str, *, flag: str) -> str | None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from aimass.embedding_options import Truncation
+
 GENERATION_ADDRESS = "localhost:50051"
 ENCODER_ADDRESS = "localhost:50052"
 SPEECH_ADDRESS = "localhost:50053"
@@ -22,6 +24,11 @@ ModelName = Annotated[
 Deadline = Annotated[
     float | None, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Give up after this time.")
 ]
+Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="Only this label; may be repeated.")]
+LabelThreshold = Annotated[float | None, typer.Option(help="Least score of a label.")]
+Dimensions = Annotated[int | None, typer.Option(help="Keep this many leading dimensions (Matryoshka).")]
+Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
 ChunkOverlap = Annotated[
     int | None,
     typer.Option(

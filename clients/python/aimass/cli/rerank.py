@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from aimass.cli.answers import error_object, report_item_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, ChunkOverlap, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import ChunkOverlap, Truncate
 from aimass.embedding_client import EmbeddingClient
 from aimass.embedding_options import Truncation
 from aimass.rankings import Ranking, RelevanceScore, RerankOptions
@@ -26,11 +26,10 @@ Score = Annotated[
 ]
 QueryPrompt = Annotated[str | None, typer.Option(help="Embedding models: prompt of the query.")]
 DocumentPrompt = Annotated[str | None, typer.Option(help="Embedding models: prompt of each document.")]
-Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
 
 
+@with_encoder_call
 def rerank(
-    ctx: typer.Context,
     query: Query,
     documents: Documents,
     *,
@@ -40,10 +39,7 @@ def rerank(
     document_prompt_name: DocumentPrompt = None,
     truncation: Truncate = Truncation.END,
     chunk_overlap: ChunkOverlap = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Put documents in the order in which they answer a query."""
     options = RerankOptions(
@@ -54,12 +50,9 @@ def rerank(
         query_prompt_name=query_prompt_name,
         document_prompt_name=document_prompt_name,
     )
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        ranking = EmbeddingClient(connection).rerank(
-            query, documents, model=name, options=options, deadline_s=deadline_s
-        )
-    if as_json:
+    with call.client(EmbeddingClient) as (client, model):
+        ranking = client.rerank(query, documents, model=model, options=options, deadline_s=call.deadline_s)
+    if call.as_json:
         typer.echo(json.dumps(ranking_object(documents, ranking)))
     else:
         Console().print(ranking_table(documents, ranking))

@@ -31,15 +31,18 @@ def connection_options(ctx: typer.Context) -> ConnectionOptions:
     return options if isinstance(options, ConnectionOptions) else ConnectionOptions()
 
 
-def chosen_model(connection: Connection, name: str | None) -> str:
-    """Return the named model, or the only one that is ready at the address."""
+def chosen_model(connection: Connection, name: str | None, *, task: str | None = None) -> str:
+    """Return the named model, or the only one that is ready at the address, and for this task if one is
+    given.
+    """
     if name is not None:
         return name
-    names = sorted({model.name for model in ModelClient(connection).list() if model.is_ready})
+    ready = [model for model in ModelClient(connection).list() if model.is_ready]
+    names = sorted({model.name for model in ready if task is None or model.task == task})
     if len(names) == 1:
         return names[0]
-    found = ", ".join(names) or "none"
+    found, wanted = ", ".join(names) or "none", "" if task is None else f" for {task.replace('_', ' ')}"
     raise typer.BadParameter(
-        f"expected a model, as {connection.address} does not serve exactly one; ready: {found}",
+        f"expected a model, as {connection.address} does not serve exactly one{wanted}; ready: {found}",
         param_hint="--model",
     )

@@ -13,27 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from aimass.cli.answers import error_object, report_item_errors
-from aimass.cli.options import ENCODER_ADDRESS, Address, AsJson, ChunkOverlap, Deadline, ModelName
-from aimass.cli.session import chosen_model, connected
+from aimass.cli.encoder_call import EncoderCall, with_encoder_call
+from aimass.cli.options import ChunkOverlap, Dimensions, Texts, Truncate
 from aimass.embedding_client import EmbeddingClient
 from aimass.embedding_options import Truncation
 from aimass.embeddings import ItemError
 from aimass.rankings import Similarities, SimilarityMetric, SimilarityOptions, TextOutcome
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text or more.")]
 With = Annotated[
     list[str] | None,
     typer.Option("--with", help="Compare with this text; may be repeated. Default: each TEXT with each."),
 ]
 Metric = Annotated[SimilarityMetric, typer.Option(help="cosine or dot.")]
-Dimensions = Annotated[int | None, typer.Option(help="Keep this many leading dimensions (Matryoshka).")]
 QueryPrompt = Annotated[str | None, typer.Option(help="The model's prompt for each TEXT, such as query.")]
 DocumentPrompt = Annotated[str | None, typer.Option(help="The model's prompt for each --with text.")]
-Truncate = Annotated[Truncation, typer.Option(help="Which end of a long text to keep, or none: refuse it.")]
 
 
+@with_encoder_call
 def similarity(
-    ctx: typer.Context,
     texts: Texts,
     *,
     documents: With = None,
@@ -43,10 +40,7 @@ def similarity(
     document_prompt_name: DocumentPrompt = None,
     truncation: Truncate = Truncation.END,
     chunk_overlap: ChunkOverlap = None,
-    model: ModelName = None,
-    address: Address = ENCODER_ADDRESS,
-    deadline_s: Deadline = None,
-    as_json: AsJson = False,
+    call: EncoderCall,
 ) -> None:
     """Tell how near texts are to one another."""
     options = SimilarityOptions(
@@ -57,12 +51,11 @@ def similarity(
         query_prompt_name=query_prompt_name,
         document_prompt_name=document_prompt_name,
     )
-    with connected(ctx, address) as connection:
-        name = chosen_model(connection, model)
-        found = EmbeddingClient(connection).similarity(
-            texts, documents or (), model=name, options=options, deadline_s=deadline_s
+    with call.client(EmbeddingClient) as (client, model):
+        found = client.similarity(
+            texts, documents or (), model=model, options=options, deadline_s=call.deadline_s
         )
-    if as_json:
+    if call.as_json:
         typer.echo(json.dumps(similarities_object(found), allow_nan=False))
     else:
         Console().print(similarities_table(texts, documents or texts, found))

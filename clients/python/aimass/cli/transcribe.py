@@ -17,10 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from aimass.channel import Connection
 from aimass.cli.options import SPEECH_ADDRESS, Address, Deadline, ModelName
-from aimass.cli.session import connected
-from aimass.model_client import ModelClient
+from aimass.cli.session import chosen_model, connected
 from aimass.recognition_client import RecognitionClient
 from aimass.recognition_options import AudioEncoding, AudioFormat, RecognitionOptions
 from aimass.transcripts import Final, Interim, RecognitionEvent, Segment
@@ -80,7 +78,7 @@ def transcribe(
         word_times=output is TranscriptFormat.JSON and not phrase,
     )
     with connected(ctx, address) as connection:
-        name = model or _only_recogniser(connection)
+        name = chosen_model(connection, model, task=TASK)
         client = RecognitionClient(connection)
         if stream:
             audio = _WavPieces(file, is_realtime=realtime)
@@ -186,15 +184,3 @@ def _show(event: RecognitionEvent, describe: Callable[[str], None]) -> None:
         describe(f"{escape(event.committed_text[-120:])}[dim]{escape(event.tentative_text[-60:])}[/dim]")
     elif isinstance(event, Final):
         describe("")
-
-
-def _only_recogniser(connection: Connection) -> str:
-    models = ModelClient(connection).list()
-    names = sorted({model.name for model in models if model.is_ready and model.task == TASK})
-    if len(names) == 1:
-        return names[0]
-    found = ", ".join(names) or "none"
-    raise typer.BadParameter(
-        f"expected a model, as {connection.address} does not serve exactly one recogniser; ready: {found}",
-        param_hint="--model",
-    )
