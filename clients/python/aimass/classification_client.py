@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, TypeAlias
-
-from google.protobuf.internal.containers import RepeatedScalarFieldContainer
+from typing import ClassVar, TypeAlias
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.classification.v1 import classification_service_pb2 as pb
@@ -22,7 +20,7 @@ from aimass.filled_masks import FilledTexts, FillMaskOptions, filled_texts_of
 from aimass.image_labels import ImageOptions, LabelledImages, labelled_images_of
 from aimass.next_sentences import NextSentences, next_sentences_of
 from aimass.question_answers import AnsweredQuestions, AnswerOptions, answered_questions_of
-from aimass.wire import refusing
+from aimass.wire import extend_texts, refusing, set_model
 from aimass.zero_shot_options import ZeroShotOptions
 
 TextOrPair: TypeAlias = str | tuple[str, str]
@@ -189,28 +187,6 @@ class ClassificationClient(ServiceClient):
         return feature_answers_of(
             self._connection.call(self._stub.ClassifyFeatures, request, deadline_s=deadline_s)
         )
-
-
-class _Request(Protocol):
-    """What the requests of all models have in common."""
-
-    model: str
-    request_id: str
-
-
-def set_model(request: _Request, model: str, request_id: str) -> None:
-    """Say which model is meant, and the caller's name for the request."""
-    with refusing("model"):
-        request.model = model
-    with refusing("request_id"):
-        request.request_id = request_id
-
-
-def extend_texts(field: RepeatedScalarFieldContainer[str], texts: Sequence[str], name: str) -> None:
-    """Add texts to a request, one by one, so that a bad one is named. One text alone is a list of one."""
-    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-        with refusing(f"{name}[{index}]"):
-            field.append(text)
 
 
 def text_input_pb(item: TextOrPair) -> pb.TextInput:

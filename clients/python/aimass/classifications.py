@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from aimass.classification.v1 import classification_service_pb2 as pb
 from aimass.embeddings import ItemError, TextRefused, item_error_of
-from aimass.usage import Timings, Usage, timings_of, usage_of
+from aimass.usage import Timings, Usage, reply_fields
 from aimass.wire import enum_word
 
 Value = TypeVar("Value")
@@ -87,10 +87,7 @@ def text_classes_of(response_pb: pb.ClassifyTextResponse | pb.ClassifyZeroShotRe
             item_error_of(r.error) if r.HasField("error") else _text_class_of(r.classification)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
         score_kind=ScoreKind(enum_word(pb.ScoreKind, "SCORE_KIND_", response_pb.score_kind)),
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from typing import ClassVar, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 from aimass.channel import Connection, ConnectionOptions, ServiceClient
 from aimass.embedding.v1 import embedding_service_pb2 as pb
@@ -21,16 +21,7 @@ from aimass.rankings import (
 from aimass.response_stream import CallStream
 from aimass.sparse_embeddings import SparseEmbeddings, sparse_embeddings_of
 from aimass.token_embeddings import TokenEmbeddingOptions, TokenEmbeddings, token_embeddings_of
-from aimass.wire import refusing
-
-_Request: TypeAlias = (
-    pb.EmbedRequest
-    | pb.EmbedSparseRequest
-    | pb.EmbedTokensRequest
-    | pb.SimilarityRequest
-    | pb.RerankRequest
-    | pb.EmbedStreamConfig
-)
+from aimass.wire import extend_texts, refusing, set_model
 
 
 class EmbeddingStream(CallStream[pb.EmbedStreamResponse]):
@@ -73,8 +64,8 @@ class EmbeddingClient(ServiceClient):
     ) -> Embeddings:
         """Return the vectors of the texts, float32 `[texts, dimensions]`, and why some may have none."""
         request = pb.EmbedRequest(options=(options or EmbeddingOptions()).message())
-        _set_model(request, model, request_id)
-        _add_texts(request.texts, texts, "texts")
+        set_model(request, model, request_id)
+        extend_texts(request.texts, texts, "texts")
         return embeddings_of(self._connection.call(self._stub.Embed, request, deadline_s=deadline_s))
 
     def embed_sparse(
@@ -90,11 +81,11 @@ class EmbeddingClient(ServiceClient):
         """Return the weights of each text's words (SPLADE): at most `top_k` of a text, the heaviest."""
         request = pb.EmbedSparseRequest()
         request.options.truncation = truncation_pb(truncation)
-        _set_model(request, model, request_id)
+        set_model(request, model, request_id)
         if top_k is not None:
             with refusing("options.top_k"):
                 request.options.top_k = top_k
-        _add_texts(request.texts, texts, "texts")
+        extend_texts(request.texts, texts, "texts")
         return sparse_embeddings_of(
             self._connection.call(self._stub.EmbedSparse, request, deadline_s=deadline_s)
         )
@@ -110,8 +101,8 @@ class EmbeddingClient(ServiceClient):
     ) -> TokenEmbeddings:
         """Return a vector for every token of each text (late interaction), and where the tokens stand."""
         request = pb.EmbedTokensRequest(options=(options or TokenEmbeddingOptions()).message())
-        _set_model(request, model, request_id)
-        _add_texts(request.texts, texts, "texts")
+        set_model(request, model, request_id)
+        extend_texts(request.texts, texts, "texts")
         return token_embeddings_of(
             self._connection.call(self._stub.EmbedTokens, request, deadline_s=deadline_s)
         )
@@ -128,9 +119,9 @@ class EmbeddingClient(ServiceClient):
     ) -> Similarities:
         """Return how near each query is to each document, or, without documents, to each other query."""
         request = pb.SimilarityRequest(options=(options or SimilarityOptions()).message())
-        _set_model(request, model, request_id)
-        _add_texts(request.queries, queries, "queries")
-        _add_texts(request.documents, documents, "documents")
+        set_model(request, model, request_id)
+        extend_texts(request.queries, queries, "queries")
+        extend_texts(request.documents, documents, "documents")
         return similarities_of(self._connection.call(self._stub.Similarity, request, deadline_s=deadline_s))
 
     def rerank(
@@ -145,10 +136,10 @@ class EmbeddingClient(ServiceClient):
     ) -> Ranking:
         """Return the documents by how well they answer the query, the best first."""
         request = pb.RerankRequest(options=(options or RerankOptions()).message())
-        _set_model(request, model, request_id)
+        set_model(request, model, request_id)
         with refusing("query"):
             request.query = query
-        _add_texts(request.documents, documents, "documents")
+        extend_texts(request.documents, documents, "documents")
         return ranking_of(self._connection.call(self._stub.Rerank, request, deadline_s=deadline_s))
 
     def embed_stream(
@@ -165,23 +156,10 @@ class EmbeddingClient(ServiceClient):
         `texts` is read by another thread, no faster than the server takes them.
         """
         config = pb.EmbedStreamConfig(options=(options or EmbeddingOptions()).message())
-        _set_model(config, model, request_id)
+        set_model(config, model, request_id)
         requests = _stream_requests(config, texts)
         responses = self._connection.open_stream(self._stub.EmbedStream, requests, deadline_s=deadline_s)
         return EmbeddingStream(responses)
-
-
-def _set_model(request: _Request, model: str, request_id: str) -> None:
-    with refusing("model"):
-        request.model = model
-    with refusing("request_id"):
-        request.request_id = request_id
-
-
-def _add_texts(target: MutableSequence[str], texts: Sequence[str], field: str) -> None:
-    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-        with refusing(f"{field}[{index}]"):
-            target.append(text)
 
 
 def _stream_requests(config: pb.EmbedStreamConfig, texts: Iterable[str]) -> Iterator[pb.EmbedStreamRequest]:

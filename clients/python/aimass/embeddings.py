@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aimass.common.v1 import error_pb2
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.errors import FieldViolation
-from aimass.usage import Timings, Usage, timings_of, usage_of
+from aimass.usage import Timings, Usage, reply_fields
 from aimass.vectors import unpack_vector
 from aimass.wire import enum_word
 
@@ -92,10 +92,7 @@ def embeddings_of(response_pb: pb.EmbedResponse) -> Embeddings:
         tokens=tuple(r.embedding.tokens for r in results),
         truncated_tokens=tuple(r.embedding.truncated_tokens for r in results),
         chunks=tuple(r.embedding.chunks for r in results),
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )
 
 

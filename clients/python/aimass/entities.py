@@ -9,7 +9,7 @@ from enum import StrEnum
 from aimass.classification.v1 import token_classification_pb2 as pb
 from aimass.classifications import Answers
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 from aimass.wire import set_fields
 
 
@@ -82,10 +82,7 @@ def entities_of(response_pb: pb.ClassifyTokensResponse) -> Entities:
             item_error_of(r.error) if r.HasField("error") else _text_entities_of(r.classification)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aimass.classification.v1 import fill_mask_pb2 as pb
 from aimass.classifications import Answers
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 from aimass.wire import set_fields
 
 
@@ -84,10 +84,7 @@ def filled_texts_of(response_pb: pb.FillMaskResponse) -> FilledTexts:
             item_error_of(r.error) if r.HasField("error") else _filled_text_of(r.filled)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
         mask_token=response_pb.mask_token,
     )
 

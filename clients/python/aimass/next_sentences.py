@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aimass.classification.v1 import classification_service_pb2 as pb
 from aimass.classifications import Answers
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,5 @@ def next_sentences_of(response_pb: pb.PredictNextSentenceResponse) -> NextSenten
             else NextSentence(r.prediction.score, r.prediction.tokens, r.prediction.truncated_tokens)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aimass.classification.v1 import question_answering_pb2 as pb
 from aimass.classifications import Answers
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 from aimass.wire import set_fields
 
 
@@ -75,10 +75,7 @@ def answered_questions_of(response_pb: pb.AnswerQuestionResponse) -> AnsweredQue
             item_error_of(r.error) if r.HasField("error") else _answers_of(r.answered)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )
 
 

@@ -13,7 +13,7 @@ from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import ranking_pb2
 from aimass.embedding_options import Truncation, set_long_texts
 from aimass.embeddings import ItemError, item_error_of
-from aimass.usage import Timings, Usage, timings_of, usage_of
+from aimass.usage import Timings, Usage, reply_fields
 from aimass.wire import enum_word, set_fields
 
 
@@ -158,10 +158,7 @@ def similarities_of(response_pb: pb.SimilarityResponse) -> Similarities:
         metric=SimilarityMetric(
             enum_word(ranking_pb2.SimilarityMetric, "SIMILARITY_METRIC_", response_pb.metric)
         ),
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )
 
 
@@ -172,10 +169,7 @@ def ranking_of(response_pb: pb.RerankResponse) -> Ranking:
         errors={failed.index: item_error_of(failed.error) for failed in response_pb.errors},
         method=RankingMethod(enum_word(ranking_pb2.RankingMethod, "RANKING_METHOD_", response_pb.method)),
         score=RelevanceScore(enum_word(ranking_pb2.RelevanceScore, "RELEVANCE_SCORE_", response_pb.score)),
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aimass.classifications import Answers
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,7 @@ def sparse_embeddings_of(response_pb: pb.EmbedSparseResponse) -> SparseEmbedding
             item_error_of(r.error) if r.HasField("error") else _sparse_text_of(r.embedding)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
         vocabulary_size=response_pb.vocabulary_size,
     )
 

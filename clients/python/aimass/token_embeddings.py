@@ -13,7 +13,7 @@ from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import token_embedding_pb2
 from aimass.embedding_options import Truncation, truncation_pb
 from aimass.embeddings import item_error_of
-from aimass.usage import timings_of, usage_of
+from aimass.usage import reply_fields
 from aimass.vectors import VectorDtype, dtype_pb, unpack_vector
 from aimass.wire import set_fields
 
@@ -69,10 +69,7 @@ def token_embeddings_of(response_pb: pb.EmbedTokensResponse) -> TokenEmbeddings:
             item_error_of(r.error) if r.HasField("error") else _text_of(r.embeddings, response_pb)
             for r in response_pb.results
         ],
-        model=response_pb.model,
-        model_version=response_pb.model_version,
-        usage=usage_of(response_pb.usage),
-        timings=timings_of(response_pb.timings),
+        **reply_fields(response_pb),
         dimensions=response_pb.dimensions,
     )
 

@@ -1,8 +1,9 @@
-"""What a call consumed and where its time went. Knows no one service."""
+"""Who answered a call, what it consumed and where its time went. Knows no one service."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypedDict
 
 from aimass.common.v1 import usage_pb2 as pb
 
@@ -49,3 +50,34 @@ def timings_of(timings_pb: pb.Timings) -> Timings:
         prefill_ms=timings_pb.prefill_ms,
         time_to_first_token_ms=timings_pb.time_to_first_token_ms,
     )
+
+
+class Reply(Protocol):
+    """What the responses on texts have in common."""
+
+    model: str
+    model_version: str
+
+    @property
+    def usage(self) -> pb.Usage: ...
+    @property
+    def timings(self) -> pb.Timings: ...
+
+
+class ReplyFields(TypedDict):
+    """The same as fields of a value."""
+
+    model: str
+    model_version: str
+    usage: Usage
+    timings: Timings
+
+
+def reply_fields(response_pb: Reply) -> ReplyFields:
+    """Return who answered, and what it took."""
+    return {
+        "model": response_pb.model,
+        "model_version": response_pb.model_version,
+        "usage": usage_of(response_pb.usage),
+        "timings": timings_of(response_pb.timings),
+    }

@@ -6,7 +6,7 @@ name, with the same error the server would send.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -41,6 +41,28 @@ def _assign(message: Message, name: str, value: Any) -> None:
         getattr(message, name).update(value)
     else:
         setattr(message, name, value)
+
+
+class ModelRequest(Protocol):
+    """What the requests to all models have in common."""
+
+    model: str
+    request_id: str
+
+
+def set_model(request: ModelRequest, model: str, request_id: str) -> None:
+    """Say which model is meant, and the caller's name for the request."""
+    with refusing("model"):
+        request.model = model
+    with refusing("request_id"):
+        request.request_id = request_id
+
+
+def extend_texts(field: MutableSequence[str], texts: Sequence[str], name: str) -> None:
+    """Add texts to a request, one by one, so that a bad one is named. One text alone is a list of one."""
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+        with refusing(f"{name}[{index}]"):
+            field.append(text)
 
 
 class EnumNames(Protocol):
