@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from aimass.classification.v1 import question_answering_pb2 as pb
-from aimass.common.v1 import usage_pb2
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ServedModel
 
 from aimass_encoder.answering import AnsweredQuestion, AnswerOptions, AnswerReply, AnswerRequest
-from aimass_encoder.messages import item_error_pb, timings_pb
+from aimass_encoder.messages import item_error_pb, reply_fields
 from aimass_encoder.task_engine import TaskEngine
 
 _DEFAULTS = AnswerOptions()
@@ -35,10 +34,7 @@ def answer_response(reply: AnswerReply, served: ServedModel[TaskEngine]) -> pb.A
     """Return the reply as it travels."""
     return pb.AnswerQuestionResponse(
         results=[_result(result) for result in reply.results],
-        model=served.name,
-        model_version=served.version,
-        usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-        timings=timings_pb(reply.timings),
+        **reply_fields(reply, served),
     )
 
 

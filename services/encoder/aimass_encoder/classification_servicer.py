@@ -10,7 +10,6 @@ from aimass.classification.v1 import fill_mask_pb2 as mask_pb
 from aimass.classification.v1 import question_answering_pb2 as answer_pb
 from aimass.classification.v1 import token_classification_pb2 as token_pb
 from aimass.classification.v1.classification_service_pb2_grpc import ClassificationServiceServicer
-from aimass.common.v1 import usage_pb2
 from aimass.model.v1.manifest_pb2 import (
     TASK_FILL_MASK,
     TASK_NEXT_SENTENCE_PREDICTION,
@@ -20,7 +19,6 @@ from aimass.model.v1.manifest_pb2 import (
 )
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ModelRegistry
-from aimass_serving.request_context import request_context
 
 from aimass_encoder.answer_messages import answer_request, answer_response
 from aimass_encoder.classification import ClassifiedText, ClassifyOptions, ClassifyRequest
@@ -28,7 +26,7 @@ from aimass_encoder.images.rpcs import ImageRpcs
 from aimass_encoder.labels import LabelScore, ProblemType
 from aimass_encoder.mask_filler import MaskFiller
 from aimass_encoder.mask_messages import fill_request, fill_response
-from aimass_encoder.messages import annotate_call, item_error_pb, timings_pb
+from aimass_encoder.messages import item_error_pb, reply_fields
 from aimass_encoder.next_sentence import NextSentencePredictor
 from aimass_encoder.pair_messages import (
     next_sentence_request,
@@ -37,7 +35,7 @@ from aimass_encoder.pair_messages import (
     zero_shot_request,
 )
 from aimass_encoder.question_answerer import QuestionAnswerer
-from aimass_encoder.served import served_engine
+from aimass_encoder.served import TaskCalls
 from aimass_encoder.tables.rpcs import TableRpcs
 from aimass_encoder.task_engine import TaskEngine
 from aimass_encoder.text_classifier import TextClassifier
@@ -54,6 +52,15 @@ _SCORE_KINDS: Mapping[ProblemType, pb.ScoreKind.ValueType] = {
     ProblemType.REGRESSION: pb.SCORE_KIND_REGRESSION,
 }
 
+_CLASSIFY_TEXT = TaskCalls("classify_text", TASK_TEXT_CLASSIFICATION, TextClassifier)
+_CLASSIFY_ZERO_SHOT = TaskCalls("classify_zero_shot", TASK_TEXT_CLASSIFICATION, TextClassifier)
+_CLASSIFY_TOKENS = TaskCalls("classify_tokens", TASK_TOKEN_CLASSIFICATION, TokenTagger)
+_FILL_MASK = TaskCalls("fill_mask", TASK_FILL_MASK, MaskFiller)
+_PREDICT_NEXT_SENTENCE = TaskCalls(
+    "predict_next_sentence", TASK_NEXT_SENTENCE_PREDICTION, NextSentencePredictor
+)
+_ANSWER_QUESTION = TaskCalls("answer_question", TASK_QUESTION_ANSWERING, QuestionAnswerer)
+
 
 class ClassificationServicer(ImageRpcs, TableRpcs, ClassificationServiceServicer):
     """Answers with the labels of the engines in the registry."""
@@ -65,86 +72,89 @@ class ClassificationServicer(ImageRpcs, TableRpcs, ClassificationServiceServicer
         self, request: pb.ClassifyTextRequest, context: Any
     ) -> pb.ClassifyTextResponse:
         """Return the labels of each input, in order. One bad input fails its own result, not the call."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(
-            self._registry, request.model, TASK_TEXT_CLASSIFICATION, TextClassifier
+        reply, served = await _CLASSIFY_TEXT.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: engine.classify(classify_request(request, deadline_s=deadline_s)),
         )
-        inputs = [text_input(item) for item in request.inputs]
-        reply = await engine.classify(
-            ClassifyRequest(inputs, classify_options(request.options), deadline_s=call.deadline_s)
-        )
-        annotate_call("classify_text", served.name, reply.num_tokens)
         return pb.ClassifyTextResponse(
             results=[classify_text_result_pb(result) for result in reply.results],
             score_kind=_SCORE_KINDS[reply.problem_type],
-            model=served.name,
-            model_version=served.version,
-            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-            timings=timings_pb(reply.timings),
+            **reply_fields(reply, served),
         )
 
     async def ClassifyZeroShot(  # noqa: N802
         self, request: pb.ClassifyZeroShotRequest, context: Any
     ) -> pb.ClassifyZeroShotResponse:
         """Score the caller's own labels for each text, in order."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(
-            self._registry, request.model, TASK_TEXT_CLASSIFICATION, TextClassifier
+        reply, served = await _CLASSIFY_ZERO_SHOT.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: classify_zero_shot(
+                engine, zero_shot_request(request, deadline_s=deadline_s)
+            ),
         )
-        reply = await classify_zero_shot(engine, zero_shot_request(request, deadline_s=call.deadline_s))
-        annotate_call("classify_zero_shot", served.name, reply.num_tokens)
         return pb.ClassifyZeroShotResponse(
             results=[classify_text_result_pb(result) for result in reply.results],
             score_kind=_SCORE_KINDS[reply.problem_type],
-            model=served.name,
-            model_version=served.version,
-            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-            timings=timings_pb(reply.timings),
+            **reply_fields(reply, served),
         )
 
     async def ClassifyTokens(  # noqa: N802
         self, request: token_pb.ClassifyTokensRequest, context: Any
     ) -> token_pb.ClassifyTokensResponse:
         """Return the entities of each text, in order."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(self._registry, request.model, TASK_TOKEN_CLASSIFICATION, TokenTagger)
-        reply = await engine.tag(tag_request(request, deadline_s=call.deadline_s))
-        annotate_call("classify_tokens", served.name, reply.num_tokens)
+        reply, served = await _CLASSIFY_TOKENS.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: engine.tag(tag_request(request, deadline_s=deadline_s)),
+        )
         return tag_response(reply, request, served)
 
     async def FillMask(  # noqa: N802
         self, request: mask_pb.FillMaskRequest, context: Any
     ) -> mask_pb.FillMaskResponse:
         """Return words for the masks of each text, in order."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(self._registry, request.model, TASK_FILL_MASK, MaskFiller)
-        reply = await engine.fill(fill_request(request, deadline_s=call.deadline_s))
-        annotate_call("fill_mask", served.name, reply.num_tokens)
+        reply, served = await _FILL_MASK.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: engine.fill(fill_request(request, deadline_s=deadline_s)),
+        )
         return fill_response(reply, served)
 
     async def PredictNextSentence(  # noqa: N802
         self, request: pb.PredictNextSentenceRequest, context: Any
     ) -> pb.PredictNextSentenceResponse:
         """Tell, for each pair, whether the second text follows the first."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(
-            self._registry, request.model, TASK_NEXT_SENTENCE_PREDICTION, NextSentencePredictor
+        reply, served = await _PREDICT_NEXT_SENTENCE.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: engine.predict(next_sentence_request(request, deadline_s=deadline_s)),
         )
-        reply = await engine.predict(next_sentence_request(request, deadline_s=call.deadline_s))
-        annotate_call("predict_next_sentence", served.name, reply.num_tokens)
         return next_sentence_response(reply, served)
 
     async def AnswerQuestion(  # noqa: N802
         self, request: answer_pb.AnswerQuestionRequest, context: Any
     ) -> answer_pb.AnswerQuestionResponse:
         """Return the answers to each question, in order."""
-        call = request_context(context, request.request_id)
-        served, engine = served_engine(
-            self._registry, request.model, TASK_QUESTION_ANSWERING, QuestionAnswerer
+        reply, served = await _ANSWER_QUESTION.answer(
+            self._registry,
+            request,
+            context,
+            lambda engine, deadline_s: engine.answer(answer_request(request, deadline_s=deadline_s)),
         )
-        reply = await engine.answer(answer_request(request, deadline_s=call.deadline_s))
-        annotate_call("answer_question", served.name, reply.num_tokens)
         return answer_response(reply, served)
+
+
+def classify_request(request: pb.ClassifyTextRequest, *, deadline_s: float | None) -> ClassifyRequest:
+    """Return the engine's request. Raises `InvalidField`."""
+    inputs = [text_input(item) for item in request.inputs]
+    return ClassifyRequest(inputs, classify_options(request.options), deadline_s=deadline_s)
 
 
 def text_input(item: pb.TextInput) -> TextInput:

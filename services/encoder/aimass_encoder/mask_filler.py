@@ -20,11 +20,10 @@ from aimass_encoder.masks import (
     FillRequest,
     MaskWord,
 )
-from aimass_encoder.request import Truncation
 from aimass_encoder.task_engine import TextTaskEngine
-from aimass_encoder.text_encoder import TextCall, TextEncoder
+from aimass_encoder.text_encoder import TextEncoder
 from aimass_encoder.tokenization import TextTokenizer, TokenizedText
-from aimass_encoder.windowed_texts import WindowedText, encode_windows
+from aimass_encoder.windowed_texts import WindowedText, encode_windows, whole_texts
 from aimass_encoder.windows import Window, cut_windows, most_central, window_room
 
 
@@ -57,14 +56,7 @@ class MaskFiller(TextTaskEngine):
         `DeadlineExceeded`, `Draining`.
         """
         with self._encoder.measured("fill_mask"):
-            call = TextCall(
-                request.texts,
-                lambda index: f"texts[{index}]",
-                "texts",
-                truncation=Truncation.WINDOWS,
-                deadline_s=request.deadline_s,
-                needs_spans=True,
-            )
+            call = whole_texts(request.texts, deadline_s=request.deadline_s)
 
             def cut(index: int, text: TokenizedText) -> Sequence[Window] | AimassError:
                 return self._windows_with_masks(index, text, request)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from aimass.classification.v1 import fill_mask_pb2 as pb
-from aimass.common.v1 import usage_pb2
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ServedModel
 
 from aimass_encoder.masks import DEFAULT_TOP_K, FilledMask, FilledText, FillOptions, FillReply, FillRequest
-from aimass_encoder.messages import item_error_pb, timings_pb
+from aimass_encoder.messages import item_error_pb, reply_fields
 from aimass_encoder.task_engine import TaskEngine
 
 
@@ -24,10 +23,7 @@ def fill_response(reply: FillReply, served: ServedModel[TaskEngine]) -> pb.FillM
     return pb.FillMaskResponse(
         results=[_result(result) for result in reply.results],
         mask_token=reply.mask_token,
-        model=served.name,
-        model_version=served.version,
-        usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-        timings=timings_pb(reply.timings),
+        **reply_fields(reply, served),
     )
 
 

@@ -1,17 +1,52 @@
-"""What the servicers of all tasks share: errors of items, timings and enums as they travel."""
+"""What the servicers of all tasks share: what every reply ends with, errors of items and enums, as they
+travel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from aimass.common.v1 import error_pb2, usage_pb2
 from aimass_serving.errors import AimassError, InputTooLong, InvalidField, InvalidFields, Violation
+from aimass_serving.registry import ServedModel
 from aimass_serving.telemetry import annotate
 
 from aimass_encoder.request import PhaseTimings
+from aimass_encoder.task_engine import TaskEngine
 
 Choice = TypeVar("Choice")
+
+
+class TextReply(Protocol):
+    """What an engine says of every call on texts."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model saw."""
+
+    @property
+    def timings(self) -> PhaseTimings:
+        """How long the phases took."""
+
+
+class ReplyFields(TypedDict):
+    """Fields that every response on texts has."""
+
+    model: str
+    model_version: str
+    usage: usage_pb2.Usage
+    timings: usage_pb2.Timings
+
+
+def reply_fields(reply: TextReply, served: ServedModel[TaskEngine]) -> ReplyFields:
+    """Return who answered, and what it took."""
+    return {
+        "model": served.name,
+        "model_version": served.version,
+        "usage": usage_pb2.Usage(input_tokens=reply.num_tokens),
+        "timings": timings_pb(reply.timings),
+    }
 
 
 def item_error_pb(error: AimassError) -> error_pb2.ItemError:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aimass.classification.v1 import classification_service_pb2 as pb
-from aimass.common.v1 import usage_pb2
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ServedModel
 
-from aimass_encoder.messages import chosen, item_error_pb, timings_pb
+from aimass_encoder.messages import chosen, item_error_pb, reply_fields
 from aimass_encoder.next_sentence import NextSentence, NextSentenceReply, NextSentenceRequest
 from aimass_encoder.request import Truncation
 from aimass_encoder.task_engine import TaskEngine
@@ -62,10 +61,7 @@ def next_sentence_response(
     """Return the reply as it travels."""
     return pb.PredictNextSentenceResponse(
         results=[_prediction(result) for result in reply.results],
-        model=served.name,
-        model_version=served.version,
-        usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-        timings=timings_pb(reply.timings),
+        **reply_fields(reply, served),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aimass.common.v1 import usage_pb2
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import ranking_pb2
 from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING
@@ -14,7 +13,7 @@ from aimass_serving.registry import ModelRegistry, ServedModel, task_name
 from aimass_serving.request_context import request_context
 
 from aimass_encoder.engine import EncoderEngine
-from aimass_encoder.messages import annotate_call, chosen, item_error_pb, timings_pb
+from aimass_encoder.messages import annotate_call, chosen, item_error_pb, reply_fields
 from aimass_encoder.ranking import (
     RankedDocument,
     RankingMethod,
@@ -65,10 +64,7 @@ class RankingRpcs:
             queries=[_outcome_pb(text) for text in reply.queries],
             documents=[_outcome_pb(text) for text in reply.documents],
             metric=ranking_pb2.SimilarityMetric.Value(f"SIMILARITY_METRIC_{asked.metric.name}"),
-            model=served.name,
-            model_version=served.version,
-            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-            timings=timings_pb(reply.timings),
+            **reply_fields(reply, served),
         )
 
     async def Rerank(self, request: pb.RerankRequest, context: Any) -> pb.RerankResponse:  # noqa: N802
@@ -86,10 +82,7 @@ class RankingRpcs:
             ],
             method=_METHODS[reply.method],
             score=ranking_pb2.RelevanceScore.Value(f"RELEVANCE_SCORE_{reply.score.name}"),
-            model=served.name,
-            model_version=served.version,
-            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-            timings=timings_pb(reply.timings),
+            **reply_fields(reply, served),
         )
 
     def _ranking_engine(self, model: str) -> tuple[ServedModel[TaskEngine], TextClassifier | EncoderEngine]:

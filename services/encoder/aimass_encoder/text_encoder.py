@@ -18,7 +18,7 @@ from aimass_serving.telemetry import GenAiMeasurement, emit_phase, record_gen_ai
 
 from aimass_encoder.config import EncoderConfig
 from aimass_encoder.head import Head
-from aimass_encoder.pipeline import BatchPipeline, EncodeTimes, PipelineStats
+from aimass_encoder.pipeline import BatchPipeline, EncodeTimes
 from aimass_encoder.request import PhaseTimings, Truncation
 from aimass_encoder.runner import EncoderRunner, TokenRow
 from aimass_encoder.tokenization import TextInput, TokenizedText, Tokenizer, TokenizerPool
@@ -100,18 +100,6 @@ class TextEncoder:
             output_bytes_per_token=runner.output_bytes_per_token,
         )
         self.pipeline = BatchPipeline(runner, limits, model=model, permit=permit)
-
-    def stats(self) -> PipelineStats:
-        """Return the counters of what was computed and what was dropped."""
-        return self.pipeline.stats()
-
-    def start(self) -> None:
-        """Start the compute thread."""
-        self.pipeline.start()
-
-    async def drain(self) -> None:
-        """Take no new work and return when all work is done."""
-        await self.pipeline.drain()
 
     def close(self) -> None:
         """Stop at once: work that waits fails. Blocking; may be called twice."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aimass.classification.v1 import token_classification_pb2 as pb
-from aimass.common.v1 import usage_pb2
 from aimass_serving.errors import AimassError
 from aimass_serving.registry import ServedModel
 
 from aimass_encoder.entities import Aggregation, Entity
-from aimass_encoder.messages import chosen, item_error_pb, timings_pb
+from aimass_encoder.messages import chosen, item_error_pb, reply_fields
 from aimass_encoder.tagging import TaggedText, TagOptions, TagReply, TagRequest
 from aimass_encoder.task_engine import TaskEngine
 
@@ -45,10 +44,7 @@ def tag_response(
     """Return the reply as it travels."""
     return pb.ClassifyTokensResponse(
         results=[_result(result, text) for result, text in zip(reply.results, request.texts, strict=True)],
-        model=served.name,
-        model_version=served.version,
-        usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-        timings=timings_pb(reply.timings),
+        **reply_fields(reply, served),
     )
 
 

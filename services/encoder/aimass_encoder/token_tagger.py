@@ -14,13 +14,12 @@ from aimass_encoder.entities import LabelSet, entities_of, split_mark
 from aimass_encoder.head import TokenHead
 from aimass_encoder.label_path import best_path, path_scores
 from aimass_encoder.labels import softmax
-from aimass_encoder.request import Truncation
 from aimass_encoder.runner import LOGITS
 from aimass_encoder.tagging import TaggedText, TagOptions, TagReply, TagRequest
 from aimass_encoder.task_engine import TextTaskEngine
-from aimass_encoder.text_encoder import TextCall, TextEncoder
+from aimass_encoder.text_encoder import TextEncoder
 from aimass_encoder.tokenization import TokenizedText, TokenSpans
-from aimass_encoder.windowed_texts import WindowedText, encode_windows
+from aimass_encoder.windowed_texts import WindowedText, encode_windows, whole_texts
 from aimass_encoder.windows import Window, cut_windows, joined, window_room
 
 _OVERLAP_SHARE = 4
@@ -52,14 +51,7 @@ class TokenTagger(TextTaskEngine):
         with self._encoder.measured("classify_tokens"):
             overlap = self._overlap(request.options)
             self._check_labels(request.options)
-            call = TextCall(
-                request.texts,
-                lambda index: f"texts[{index}]",
-                "texts",
-                truncation=Truncation.WINDOWS,
-                deadline_s=request.deadline_s,
-                needs_spans=True,
-            )
+            call = whole_texts(request.texts, deadline_s=request.deadline_s)
 
             def cut(_index: int, text: TokenizedText) -> Sequence[Window]:
                 room = window_room(text, max_tokens=self._encoder.max_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aimass.common.v1 import usage_pb2
 from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import token_embedding_pb2
 from aimass.model.v1.manifest_pb2 import TASK_EMBEDDING
@@ -14,7 +13,7 @@ from aimass_serving.registry import ModelRegistry
 from aimass_serving.request_context import request_context
 
 from aimass_encoder.engine import EncoderEngine
-from aimass_encoder.messages import annotate_call, item_error_pb, timings_pb
+from aimass_encoder.messages import annotate_call, item_error_pb, reply_fields
 from aimass_encoder.request import EmbedOptions, VectorDtype
 from aimass_encoder.served import served_engine
 from aimass_encoder.task_engine import TaskEngine
@@ -49,10 +48,7 @@ class TokenVectorRpcs:
             results=[_result_pb(result, dtype) for result in reply.results],
             dimensions=reply.dimensions,
             dtype=dtype_pb,
-            model=served.name,
-            model_version=served.version,
-            usage=usage_pb2.Usage(input_tokens=reply.num_tokens),
-            timings=timings_pb(reply.timings),
+            **reply_fields(reply, served),
         )
 
 

@@ -14,7 +14,7 @@ from aimass_serving.errors import AimassError
 
 from aimass_encoder.head import Head
 from aimass_encoder.pipeline import EncodeTimes
-from aimass_encoder.request import PhaseTimings
+from aimass_encoder.request import PhaseTimings, Truncation
 from aimass_encoder.runner import TokenRow
 from aimass_encoder.text_encoder import TextCall, TextEncoder, good, phase_timings
 from aimass_encoder.tokenization import TokenizedText
@@ -54,6 +54,18 @@ class WindowedTexts(Generic[A]):
     def num_tokens(self) -> int:
         """Tokens the model saw, over all windows of all texts."""
         return sum(r.num_tokens for r in self.results if isinstance(r, WindowedText))
+
+
+def whole_texts(texts: Sequence[str], *, deadline_s: float | None) -> TextCall:
+    """Return a call on the field `texts`, none of which is cut."""
+    return TextCall(
+        texts,
+        lambda index: f"texts[{index}]",
+        "texts",
+        truncation=Truncation.WINDOWS,
+        deadline_s=deadline_s,
+        needs_spans=True,
+    )
 
 
 async def encode_windows(
