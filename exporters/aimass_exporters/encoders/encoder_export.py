@@ -6,13 +6,8 @@ packed.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +18,7 @@ from optimum.exporters.onnx.convert import onnx_export_from_model
 
 from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.graphs.external_file import save_graph
+from aimass_exporters.graphs.tracing import quiet_tracing
 from aimass_exporters.precision import Precision
 
 if TYPE_CHECKING:
@@ -55,7 +51,7 @@ def export_encoder(
     `task` is optimum's name of what the graph computes; other outputs than `outputs` are dropped. Raises
     `UnsupportedModel` when optimum cannot export the family.
     """
-    with tempfile.TemporaryDirectory(prefix=".encoder-", dir=folder) as scratch, _quiet():
+    with tempfile.TemporaryDirectory(prefix=".encoder-", dir=folder) as scratch, quiet_tracing():
         raw = _export(model, Path(scratch), task)
         optimized = _optimize(raw, model, precision)
         fused = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
@@ -96,16 +92,3 @@ def _keep_only(optimized: Any, names: Collection[str]) -> None:
     for extra in [value for value in outputs if value.name not in names]:
         outputs.remove(extra)
     optimized.prune_graph()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tools' chatter off the terminal, where a progress bar lives."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from aimass.model.v1.manifest_pb2 import (
     POOLING_CLS,
     POOLING_LAST,
@@ -17,10 +16,11 @@ from aimass.model.v1.manifest_pb2 import (
 from transformers import AutoModel, PreTrainedModel
 
 from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenizer
-from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
+from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.sources.catalogue import Reader
 from aimass_exporters.sources.json_file import read_object, read_objects
 from aimass_exporters.sources.nano_e5 import PROMPTS, read_nano_e5
+from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
 _POOLING_MODES: dict[str, Pooling.ValueType] = {
@@ -71,28 +71,11 @@ def _nano_e5(file: Path) -> SentenceEncoder:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            attn_implementation="eager",
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidCheckpoint(folder, detail=f"transformers cannot load it: {error}") from error
     # A pooler is a head of its own pre-training task: nothing here reads it.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise InvalidCheckpoint(
-            folder, detail=f"{len(missing)} weights are missing: {', '.join(missing[:5])}"
-        )
+    model = load_pretrained(AutoModel, folder, may_lack=lambda name: name.startswith("pooler."))
     if model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False):
         raise UnsupportedModel(model.config.model_type, because="it is not an encoder")
-    model.eval()
-    return model  # type: ignore[no-any-return]  # from_pretrained is untyped
+    return model
 
 
 def _spec(folder: Path, model: PreTrainedModel) -> EncoderSpec:

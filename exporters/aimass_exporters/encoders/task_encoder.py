@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from aimass.model.v1.manifest_pb2 import (
     PROBLEM_TYPE_MULTI_LABEL,
     PROBLEM_TYPE_REGRESSION,
@@ -29,6 +28,7 @@ from aimass_exporters.encoders.sentence_encoder import longest_input
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
 from aimass_exporters.sources.catalogue import Reader, TaskName
 from aimass_exporters.sources.intent_head import load_intent_classifier
+from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
 _PROBLEM_TYPES: Mapping[str | None, ProblemType.ValueType] = {
@@ -103,33 +103,14 @@ def load_task_encoder(source: Source, task: TaskName) -> TaskEncoder:
     if source.reader is Reader.INTENT_HEAD:
         model, folder = load_intent_classifier(source.path)
     elif source.reader is Reader.FOLDER:
-        model, folder = _load(source, HEADS[task]), source.path
+        folder = source.path
+        model = load_pretrained(HEADS[task].loader, folder, weights="weights of the task's head")
     else:
         raise UnsupportedModel(source.reader, because="encoders are read from Hugging Face folders only")
     text = read_tokenizer(folder)
     spec = EncoderSpec(hidden_size=model.config.hidden_size, max_tokens=longest_input(folder, model))
     _describe_head(spec, task, model, text)
     return TaskEncoder(model, text, spec, HEADS[task], folder)
-
-
-def _load(source: Source, kind: HeadKind) -> PreTrainedModel:
-    try:
-        model, report = kind.loader.from_pretrained(
-            source.path,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            attn_implementation="eager",
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidCheckpoint(source.path, detail=f"transformers cannot load it: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        detail = f"{len(missing)} weights of the task's head are missing: {', '.join(missing[:5])}"
-        raise InvalidCheckpoint(source.path, detail=detail)
-    model.eval()
-    return model  # type: ignore[no-any-return]  # from_pretrained is untyped
 
 
 def _describe_head(spec: EncoderSpec, task: TaskName, model: PreTrainedModel, text: TextTokenizer) -> None:

@@ -78,15 +78,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Keep the exporter's chatter off the terminal, where a progress bar lives."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Keep the tools' chatter off the terminal, where a progress bar lives. Their errors still show."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

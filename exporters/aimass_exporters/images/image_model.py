@@ -25,6 +25,7 @@ from aimass_exporters.images.efficientnet_lite import VARIANTS, EfficientNetLite
 from aimass_exporters.images.preprocessing import read_preprocessing
 from aimass_exporters.sources.catalogue import Reader
 from aimass_exporters.sources.json_file import read_object
+from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
 ALEXNET, EFFICIENTNET_LITE = "alexnet", "efficientnet-lite"
@@ -72,21 +73,7 @@ def load_image_model(source: Source) -> ImageModel:
 
 def _transformers(folder: Path, family: str) -> ImageModel:
     spec = read_preprocessing(folder, family)
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidCheckpoint(folder, detail=f"transformers cannot load it: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise InvalidCheckpoint(
-            folder, detail=f"{len(missing)} weights are missing: {', '.join(missing[:5])}"
-        )
+    model = load_pretrained(AutoModelForImageClassification, folder, attention=None)
     spec.labels.extend(_labels(model.config.id2label, folder))
     spec.is_multi_label = model.config.problem_type == "multi_label_classification"
     return ImageModel(_Logits(model).eval(), spec, family)

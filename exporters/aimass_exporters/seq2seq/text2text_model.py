@@ -5,7 +5,6 @@ like.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from aimass.model.v1.manifest_pb2 import Text2TextSpec
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 
 from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenizer
-from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
+from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.seq2seq.seq2seq_families import seq2seq_parts
+from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
 _NEVER = -1e9
@@ -49,30 +49,10 @@ class Text2TextModel:
 
 def load_text2text(source: Source) -> Text2TextModel:
     """Load a Hugging Face folder. Raises `InvalidCheckpoint` or `UnsupportedModel`."""
-    model = _load(source.path)
+    model = load_pretrained(AutoModelForSeq2SeqLM, source.path, kind="an encoder-decoder")
     config = model.generation_config or GenerationConfig.from_model_config(model.config)
     _suppress(model, config)
     return Text2TextModel(model, read_tokenizer(source.path), _spec(model, config))
-
-
-def _load(folder: Path) -> Any:
-    try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        detail = f"transformers cannot load it as an encoder-decoder: {error}"
-        raise InvalidCheckpoint(folder, detail=detail) from error
-    if missing := sorted(info["missing_keys"]):
-        detail = f"{len(missing)} weights are missing: {', '.join(missing[:5])}"
-        raise InvalidCheckpoint(folder, detail=detail)
-    return model.eval()
 
 
 def _suppress(model: Any, config: GenerationConfig) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from aimass.model.v1.manifest_pb2 import AlignmentHead, SpeechRecognitionSpec
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
@@ -15,6 +14,7 @@ from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenize
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
 from aimass_exporters.sources.catalogue import Reader
 from aimass_exporters.sources.ct2_whisper import TOKENIZER_FILE, read_ct2_whisper
+from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
 SAMPLE_RATE_HZ, WINDOW_S, HOP_SAMPLES, FFT_SAMPLES = 16_000, 30, 160, 400
@@ -63,23 +63,10 @@ def _untruncated(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _load_folder(folder: Path) -> PreTrainedModel:
-    try:
-        model, info = WhisperForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidCheckpoint(folder, detail=f"transformers cannot load it as Whisper: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        detail = f"{len(missing)} weights are missing: {', '.join(missing[:5])}"
-        raise InvalidCheckpoint(folder, detail=detail)
+    model = load_pretrained(WhisperForConditionalGeneration, folder, kind="Whisper")
     if model.config.model_type != "whisper":
         raise UnsupportedModel(model.config.model_type, because="speech is recognised by Whisper models")
-    return model.eval()  # type: ignore[no-any-return]  # from_pretrained is untyped
+    return model
 
 
 def _spec(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> SpeechRecognitionSpec:
