@@ -11,11 +11,13 @@ from aimass.model.v1.manifest_pb2 import ModelManifest
 from aimass_exporters.bundles.bundle_text import write_tokenizer
 from aimass_exporters.bundles.manifest_writer import describe_graph
 from aimass_exporters.bundles.parity import ParityReport
+from aimass_exporters.encoders.bigru_tagger import BiGruTagger, export_bigru
 from aimass_exporters.encoders.encoder_export import export_encoder
 from aimass_exporters.encoders.encoder_graph import typical_feeds, write_encoder_graph
 from aimass_exporters.encoders.head_parity import HeadUnderTest, golden_logits, measure_head
 from aimass_exporters.encoders.labelled_measures import calibrated, measure_entities
 from aimass_exporters.encoders.task_encoder import HEADS, TaskEncoder
+from aimass_exporters.errors import InvalidExportOption
 from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress
 from aimass_exporters.sources.catalogue import TaskName
@@ -34,8 +36,11 @@ def build_head(
     """Write the files of the bundle into `draft`; return the part of the manifest that speaks of them.
 
     `held_out` gives text: half of it the ranges of 8-bit activations are taken from, on the other half
-    quantised models are judged. Raises `ParityFailed` and `UnsupportedModel`.
+    quantised models are judged. Raises `InvalidExportOption`, `ParityFailed` and `UnsupportedModel`.
     """
+    if precision not in encoder.precisions:
+        expected = f"{' or '.join(encoder.precisions)} for {encoder.model.config.model_type}"
+        raise InvalidExportOption("--precision", expected=expected, got=precision.value)
     texts = held_out() if precision.is_quantized else []
     graph = write_encoder_graph(
         lambda folder: _export(encoder, folder, precision),
@@ -72,6 +77,8 @@ def _measure_labelled(
 
 
 def _export(encoder: TaskEncoder, folder: Path, precision: Precision) -> Path:
+    if isinstance(encoder.model, BiGruTagger):
+        return export_bigru(encoder.model, folder)
     kind = encoder.kind
     return export_encoder(
         encoder.model, folder, precision=precision, task=kind.optimum_task, outputs=kind.outputs

@@ -4,7 +4,7 @@ text by text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from aimass_exporters.bundles.parity import ParityReport
-from aimass_exporters.encoders.encoder_parity import PASSAGES
 from aimass_exporters.encoders.task_encoder import TaskEncoder
 from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress
@@ -106,7 +105,10 @@ def measure_head(
     progress.stage("compare logits with PyTorch")
     wide = test.reference.kind.is_vocabulary_wide
     limit = MAX_VOCABULARY_WIDE_TOKENS if wide else MAX_PASSAGE_TOKENS
-    _compare(test, test.tokenize(PASSAGES, max_tokens=limit), precision, report, suffix="_passages")
+    passages = test.reference.passages
+    _compare(test, test.tokenize(passages, max_tokens=limit), precision, report, suffix="_passages")
+    if test.reference.original is not None:
+        _compare_with_original(test, test.reference.original, precision, report)
     if texts:
         limit = MAX_VOCABULARY_WIDE_TOKENS if wide else MAX_HELD_OUT_TOKENS
         held_out = test.tokenize(texts[:NUM_HELD_OUT], max_tokens=limit)
@@ -127,8 +129,7 @@ def _compare(
         batch = inputs[start : start + BATCH]
         for encoding, ours in zip(batch, test.graph_logits(batch), strict=True):
             for name, theirs in test.reference_logits(encoding).items():
-                difference = float(np.abs(ours[name] - theirs).max())
-                largest = max(largest, difference if np.isfinite(difference) else np.inf)
+                largest = max(largest, _largest_difference(ours[name], theirs))
                 spread = max(spread, float(theirs.std()))
                 best = np.argmax(np.atleast_2d(ours[name]), -1) == np.argmax(np.atleast_2d(theirs), -1)
                 same, compared = same + int(best.sum()), compared + best.size
@@ -141,9 +142,36 @@ def _compare(
         report.at_least(f"best_agreement{suffix}", share, bound=bounds.min_agreement, num_samples=compared)
 
 
+def _largest_difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Return infinity for what is no number, or of another shape."""
+    if ours.shape != theirs.shape:
+        return np.inf
+    difference = float(np.abs(ours - theirs).max())
+    return difference if np.isfinite(difference) else np.inf
+
+
+def _compare_with_original(
+    test: HeadUnderTest,
+    original: Callable[[str], NDArray[np.float32]],
+    precision: Precision,
+    report: ParityReport,
+) -> None:
+    """Compare with the graph that the model came as, which has a tokenizer of its own."""
+    largest, spread, compared = 0.0, 1e-3, 0
+    passages = test.reference.passages
+    encodings = test.tokenize(passages, max_tokens=test.reference.spec.max_tokens)
+    for text, ours in zip(passages, test.graph_logits(encodings), strict=True):
+        theirs = original(text)
+        largest = max(largest, _largest_difference(ours["logits"], theirs))
+        spread, compared = max(spread, float(theirs.std())), compared + len(theirs)
+    bound = (HEAD_BOUNDS[precision].max_diff_std or np.inf) * spread
+    report.at_most("max_abs_diff_logits_original", largest, bound=bound, num_samples=compared)
+
+
 def golden_logits(test: HeadUnderTest, precision: Precision) -> dict[str, NDArray[Any]]:
     """Return a small batch and what the graph makes of it here."""
-    encodings = test.tokenize(PASSAGES[: NUM_GOLDEN + 1], max_tokens=MAX_GOLDEN_TOKENS)[:NUM_GOLDEN]
+    passages = test.reference.passages[: NUM_GOLDEN + 1]
+    encodings = test.tokenize(passages, max_tokens=MAX_GOLDEN_TOKENS)[:NUM_GOLDEN]
     feeds = test.padded(encodings)
     outputs = test.session.run(feeds)
     logits = {name: outputs[name].astype(np.float32) for name in test.reference.kind.outputs}

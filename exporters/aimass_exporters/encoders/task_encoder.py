@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from aimass.model.v1.manifest_pb2 import (
     PROBLEM_TYPE_MULTI_LABEL,
     PROBLEM_TYPE_REGRESSION,
@@ -14,6 +15,7 @@ from aimass.model.v1.manifest_pb2 import (
     EncoderSpec,
     ProblemType,
 )
+from numpy.typing import NDArray
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForNextSentencePrediction,
@@ -24,10 +26,20 @@ from transformers import (
 )
 
 from aimass_exporters.bundles.text_tokenizer import TextTokenizer, read_tokenizer
+from aimass_exporters.encoders.bigru_tagger import GRAPH_PRECISIONS
+from aimass_exporters.encoders.encoder_parity import PASSAGES
+from aimass_exporters.encoders.lac_encoder import (
+    CHINESE_PASSAGES,
+    MAX_TOKENS,
+    character_tokenizer,
+    lac_tagger,
+)
 from aimass_exporters.encoders.sentence_encoder import longest_input
 from aimass_exporters.errors import InvalidCheckpoint, UnsupportedModel
+from aimass_exporters.precision import Precision
 from aimass_exporters.sources.catalogue import Reader, TaskName
 from aimass_exporters.sources.intent_head import load_intent_classifier
+from aimass_exporters.sources.lac_package import LacPackage
 from aimass_exporters.sources.pretrained import load_pretrained
 from aimass_exporters.sources.source import Source
 
@@ -93,13 +105,21 @@ class TaskEncoder:
     kind: HeadKind
     folder: Path | None = None
     """Where labelled texts may lie beside the weights."""
+    precisions: Collection[Precision] = tuple(Precision)
+    """Those that the graph can be written in."""
+    passages: Sequence[str] = PASSAGES
+    """Texts that it is compared with PyTorch on."""
+    original: Callable[[str], NDArray[np.float32]] | None = None
+    """Gives the logits of a text as the model came, where it came as a graph and `model` was made of it."""
 
 
 def load_task_encoder(source: Source, task: TaskName) -> TaskEncoder:
-    """Load a Hugging Face folder whose weights hold the task's head, or the intent classifier.
+    """Load a Hugging Face folder whose weights hold the task's head, the intent classifier, or LAC.
 
     Raises `InvalidCheckpoint`, also when the head's weights are not there, or `UnsupportedModel`.
     """
+    if source.reader is Reader.LAC:
+        return _lac(source.path, task)
     if source.reader is Reader.INTENT_HEAD:
         model, folder = load_intent_classifier(source.path)
     elif source.reader is Reader.FOLDER:
@@ -111,6 +131,28 @@ def load_task_encoder(source: Source, task: TaskName) -> TaskEncoder:
     spec = EncoderSpec(hidden_size=model.config.hidden_size, max_tokens=longest_input(folder, model))
     _describe_head(spec, task, model, text)
     return TaskEncoder(model, text, spec, HEADS[task], folder)
+
+
+def _lac(folder: Path, task: TaskName) -> TaskEncoder:
+    package = LacPackage(folder)
+    model, text = lac_tagger(package), character_tokenizer(package)
+    if task is not TaskName.TOKEN_CLASSIFICATION:
+        raise UnsupportedModel(model.config.model_type, because=f"it is for {TaskName.TOKEN_CLASSIFICATION}")
+    spec = EncoderSpec(
+        hidden_size=model.config.hidden_size,
+        max_tokens=MAX_TOKENS,
+        label_transitions=package.transitions().ravel().tolist(),
+    )
+    _describe_head(spec, task, model, text)
+    return TaskEncoder(
+        model,
+        text,
+        spec,
+        HEADS[task],
+        precisions=GRAPH_PRECISIONS,
+        passages=CHINESE_PASSAGES,
+        original=package.logits,
+    )
 
 
 def _describe_head(spec: EncoderSpec, task: TaskName, model: PreTrainedModel, text: TextTokenizer) -> None:

