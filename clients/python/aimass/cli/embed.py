@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from aimass.cli.answers import error_object, report_item_errors
 from aimass.cli.encoder_call import EncoderCall, with_encoder_call
 from aimass.cli.options import ChunkOverlap, Dimensions, Texts, Truncate
 from aimass.embedding_client import EmbeddingClient
@@ -44,18 +45,17 @@ def embed(
         typer.echo(json.dumps(embeddings_object(embeddings)))
     elif not embeddings.errors:
         Console().print(similarity_table(texts, embeddings.vectors))
-    _report_errors(embeddings)
+    report_item_errors({f"texts[{index}]": error for index, error in sorted(embeddings.errors.items())})
 
 
 def embeddings_object(embeddings: Embeddings) -> dict[str, object]:
     """Return the vectors as a JSON-ready object for scripts; null stands for the vector of a failed text."""
-    errors = {str(i): {"reason": e.reason, "message": e.message} for i, e in embeddings.errors.items()}
     return {
         "vectors": [
             None if i in embeddings.errors else [float(f"{x:.9g}") for x in row]
             for i, row in enumerate(embeddings.vectors)
         ],
-        "errors": errors,
+        "errors": {str(index): error_object(error) for index, error in embeddings.errors.items()},
         "dimensions": embeddings.vectors.shape[1],
         "truncated_tokens": list(embeddings.truncated_tokens),
         "chunks": list(embeddings.chunks),
@@ -83,10 +83,3 @@ def similarity_table(texts: Sequence[str], vectors: NDArray[np.float32]) -> Tabl
     for number, (text, row) in enumerate(zip(texts, cosine_similarities(vectors), strict=True), 1):
         table.add_row(f"{number} {text}", *(f"{value:.3f}" for value in row))
     return table
-
-
-def _report_errors(embeddings: Embeddings) -> None:
-    for index, error in sorted(embeddings.errors.items()):
-        typer.echo(f"aimass: texts[{index}]: {error.reason}: {error.message}", err=True)
-    if embeddings.errors:
-        raise typer.Exit(1)
