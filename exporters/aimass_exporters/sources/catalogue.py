@@ -170,7 +170,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             task=TaskName.TOKEN_CLASSIFICATION,
             family="bigru-crf",
             licence="Apache-2.0",
-            summary="Chinese words with their parts of speech and names (Baidu's LAC), 2.3M parameters",
+            summary="Chinese words with their parts of speech and names (Baidu's LAC), 2.2M parameters",
         ),
         CatalogueEntry(
             name="bert-tiny-splade",
