@@ -14,7 +14,7 @@ RUNTIME ?= cpu
 # Where exported models live. Set it in the environment or behind make; programs read it there too.
 AIMASS_STORE ?= models
 MODELS ?= smollm2-135m-instruct all-minilm-l6-v2 whisper-tiny.en silero-vad hibari-heart
-# What `make bench` runs: prepare, generation, quality, generation-load, embedding, embedding-load or all.
+# What `make bench` runs: all, or one of the parts that docs/benchmarking.md lists.
 BENCH ?= all
 PYTEST_ARGS ?=
 BENCH_ARGS ?=

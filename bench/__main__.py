@@ -31,6 +31,7 @@ ALL: Sequence[Sequence[str]] = (
     ("prepare",),
     ("generation",),
     ("generation", "--model", "gpt2-124m"),
+    ("generation", "--precisions", "int4", "--contenders", "served,in-process,genai", "--seconds", "90"),
     ("generation", "--busy", "--contenders", "served,in-process,ctranslate2"),
     ("quality",),
     ("generation-load",),

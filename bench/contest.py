@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench.environment import PeerUnavailable
 from bench.machine import ForeignLoad
 from bench.measurement import Contender, Outcome, Repetition, interleave
 from bench.worker import WorkerProcess
@@ -34,11 +36,24 @@ class Entry:
     """Scenarios to run before anything counts; None is each of the contest's."""
     max_rounds: int | None = None
     """Rounds it takes part in, for the slow; None is all."""
+    python: str = sys.executable
+    """The interpreter of its environment."""
 
     @property
     def process_key(self) -> str:
         """Equal for entries that share a process."""
-        return json.dumps([self.factory, self.config, self.num_threads])
+        return json.dumps([self.python, self.factory, self.config, self.num_threads])
+
+
+def lineup(makers: Iterable[Callable[[], Sequence[Entry]]]) -> tuple[list[Entry], list[str]]:
+    """Return the entries of all who can take part here, and a sentence for each who cannot."""
+    entries, absences = list[Entry](), list[str]()
+    for make in makers:
+        try:
+            entries += make()
+        except PeerUnavailable as error:
+            absences.append(f"Not run: {error}")
+    return entries, list(dict.fromkeys(absences))
 
 
 class RoundClock:
@@ -115,7 +130,9 @@ def _started(entries: Sequence[Entry], stack: ExitStack) -> dict[str, WorkerProc
     workers = {}
     for entry in entries:
         if entry.process_key not in workers:
-            worker = WorkerProcess(entry.factory, entry.config, num_threads=entry.num_threads)
+            worker = WorkerProcess(
+                entry.factory, entry.config, num_threads=entry.num_threads, python=entry.python
+            )
             workers[entry.process_key] = stack.enter_context(worker)
     for worker in workers.values():
         worker.wait_until_ready()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,20 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bench import peers
-from bench.contest import Entry, hold
-from bench.embedding_runners import CALLS_IN_FLIGHT, TEXTS_A_CALL, TextSets, vectors_file
+from bench.contest import Entry, hold, lineup
 from bench.machine import describe_machine
 from bench.models import MINILM, PRECISIONS
 from bench.padding import padding_efficiency
 from bench.report import Benchmark, Ratio
 from bench.roofline import Roofline, encoder_gflop, measure_roofline
 from bench.table import Table
+from bench.text_sets import CALLS_IN_FLIGHT, TEXTS_A_CALL, TextSets, vectors_file
 from bench.texts import sentences, sentences_and_reviews, texts_of_length
 
 SENTENCE_TRANSFORMERS, FASTEMBED = "sentence-transformers fp32", "fastembed fp32"
-CONTENDERS = ("served", "offline", "ctranslate2", "sentence-transformers", "fastembed")
+INFINITY = "infinity fp32, served"
+INFINITY_ENGINES = {"optimum": "ONNX Runtime", "torch": "PyTorch"}
+CONTENDERS = ("served", "offline", "ctranslate2", "sentence-transformers", "fastembed", "infinity")
 MIX, QUERIES = "mix", "queries"
 LENGTHS = {"16": 192, "64": 96, "256": 24}
 """Tokens a text, and how many such texts a run embeds."""
@@ -35,10 +37,6 @@ NUM_QUERIES, NUM_DOCUMENTS, NUM_NEAREST = 200, 600, 10
 MAX_TOKENS = 256
 _SHAPE = {"num_layers": 6, "hidden": 384, "intermediate": 1536}
 _COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
-NOT_RUN = (
-    "Not run: infinity (infinity-emb 0.0.78 needs numpy below 2 and sentence-transformers below 4, which "
-    "cannot be installed beside the others)"
-)
 
 
 def served(precision: str) -> str:
@@ -62,6 +60,7 @@ RATIOS = (
     Ratio(served("fp32"), ctranslate2("fp32"), ""),
     Ratio(served("int8"), ctranslate2("int8"), "1.0, better 1.2, at equal accuracy"),
     Ratio(served("fp32"), FASTEMBED, "above 1"),
+    Ratio(served("fp32"), INFINITY, "above 1"),
     Ratio(served("int8"), served("fp32"), ""),
 )
 
@@ -111,7 +110,7 @@ def contest(settings: EmbeddingSettings, *, command: str) -> Benchmark:
     machine, sets = describe_machine(), text_sets(settings)
     roofline = measure_roofline(max(settings.threads))
     with tempfile.TemporaryDirectory(prefix="aimass-bench-") as folder:
-        contenders = entries(settings, sets, folder)
+        contenders, absences = lineup(makers(settings, sets, folder))
         repetitions = hold(
             contenders, settings.scenarios, num_rounds=settings.num_rounds, max_s=settings.max_s
         )
@@ -129,8 +128,8 @@ def contest(settings: EmbeddingSettings, *, command: str) -> Benchmark:
         )
         accuracy = _accuracy_table(benchmark, folder)
     tables = [accuracy, _roofline_table(benchmark, sets, roofline)]
-    remarks = [_padding_remark(sets), roofline.sentence(), NOT_RUN]
-    return replace(benchmark, tables=tables, remarks=[remark for remark in remarks if remark])
+    remarks = [_padding_remark(sets), roofline.sentence(), *_own_environment(benchmark), *absences]
+    return replace(benchmark, tables=tables, remarks=remarks)
 
 
 def _heading(scenario: str, count: int) -> str:
@@ -179,8 +178,10 @@ def text_sets(settings: EmbeddingSettings) -> dict[str, list[str]]:
     }
 
 
-def entries(settings: EmbeddingSettings, sets: dict[str, list[str]], folder: str) -> list[Entry]:
-    """Return every contender that was asked for."""
+def makers(
+    settings: EmbeddingSettings, sets: dict[str, list[str]], folder: str
+) -> list[Callable[[], list[Entry]]]:
+    """Return what makes the entries of each contender that was asked for."""
     source = MINILM.find()
 
     def texts(candidate: str) -> dict[str, object]:
@@ -222,19 +223,26 @@ def entries(settings: EmbeddingSettings, sets: dict[str, list[str]], folder: str
         config = {"folder": str(peers.onnx_encoder_folder(source)), "texts": texts(FASTEMBED)}
         return _variants(settings, FASTEMBED, "embedding_peers:FastEmbed", config)
 
-    makers = {
+    def of_infinity(_: str) -> list[Entry]:
+        folders = {
+            "optimum": str(peers.infinity_onnx_folder(source, max_tokens=MAX_TOKENS)),
+            "torch": str(_folder()),
+        }
+        config = {"folders": folders, "texts": texts(INFINITY)}
+        entry = Entry(
+            INFINITY, "", "bench.foreign.infinity:Infinity", config, most, python=str(peers.INFINITY.python())
+        )
+        return _infinity_variants(settings, entry)
+
+    of = {
         "served": (of_served, PRECISIONS),
         "offline": (of_offline, PRECISIONS),
         "ctranslate2": (of_ctranslate2, PRECISIONS),
         "sentence-transformers": (of_torch, ("fp32",)),
         "fastembed": (of_fastembed, ("fp32",)),
+        "infinity": (of_infinity, ("fp32",)),
     }
-    return [
-        entry
-        for name in settings.contenders
-        for precision in makers[name][1]
-        for entry in makers[name][0](precision)
-    ]
+    return [partial(of[name][0], precision) for name in settings.contenders for precision in of[name][1]]
 
 
 def _variants(
@@ -254,6 +262,28 @@ def _variants(
         )
         for count, size in pairs
     ]
+
+
+def _infinity_variants(settings: EmbeddingSettings, entry: Entry) -> list[Entry]:
+    """Return it at each engine and batch size. The first one also embeds the queries, while it warms up."""
+    pairs = [(engine, size) for engine in INFINITY_ENGINES for size in settings.batch_sizes]
+    return [
+        replace(
+            entry,
+            variant=f"{INFINITY_ENGINES[engine]}, batches of {size}",
+            setting={"engine": engine, "batch_size": size},
+            warm_up=(QUERIES,) if (engine, size) == pairs[0] else settings.scenarios[:1],
+        )
+        for engine, size in pairs
+    ]
+
+
+def _own_environment(benchmark: Benchmark) -> Iterable[str]:
+    """Say what the peers ran on that do not share our packages."""
+    if INFINITY in benchmark.candidates:
+        yield peers.INFINITY.sentence(
+            "infinity-emb", "onnxruntime", "torch", "sentence-transformers", "numpy"
+        )
 
 
 def _accuracy_table(benchmark: Benchmark, folder: str) -> Table:

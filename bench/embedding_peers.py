@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.embedding_runners import TextSets, Vectors, by_length, mean_pooled
+from bench.embedding_runners import by_length, mean_pooled
 from bench.measurement import Outcome
+from bench.text_sets import TextSets, Vectors
 
 
 class SentenceTransformers:

@@ -1,50 +1,20 @@
 """Our contenders of the embedding benchmark: the service over gRPC, and a plain loop on the same graph.
 
-Text in, normalised float32 vectors out: tokenisation is part of it for everybody. A scenario is a set of
-texts that are handed over at once.
+Text in, normalised float32 vectors out: tokenisation is part of it for everybody.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.measurement import Outcome
 from bench.service import ServiceProcess
-
-TEXTS_A_CALL = 32
-CALLS_IN_FLIGHT = 4
-Vectors = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class TextSets:
-    """The texts of every scenario, and where vectors are left for the parent to compare."""
-
-    sets: Mapping[str, Sequence[str]]
-    folder: str
-    candidate: str
-
-    def timed(self, scenario: str, encode: Callable[[Sequence[str]], Vectors]) -> Outcome:
-        """Run a scenario, keep its vectors [texts, dimensions], and return the outcome."""
-        texts = self.sets[scenario]
-        start = time.perf_counter()
-        vectors = encode(texts)
-        seconds = time.perf_counter() - start
-        np.save(vectors_file(self.folder, self.candidate, scenario), vectors)
-        return Outcome(len(vectors), seconds)
-
-
-def vectors_file(folder: str, candidate: str, scenario: str) -> Path:
-    """Return where a candidate's vectors of a scenario are."""
-    return Path(folder) / f"{candidate}-{scenario}.npy".replace(" ", "_")
+from bench.text_sets import CALLS_IN_FLIGHT, TextSets, Vectors, in_calls
 
 
 class Served:
@@ -62,8 +32,7 @@ class Served:
         return self._texts.timed(scenario, self._encode)
 
     def _encode(self, texts: Sequence[str]) -> Vectors:
-        calls = [texts[i : i + TEXTS_A_CALL] for i in range(0, len(texts), TEXTS_A_CALL)]
-        return np.concatenate(list(self._pool.map(self._embed, calls)))
+        return np.concatenate(list(self._pool.map(self._embed, in_calls(texts))))
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
         return self._client.embed(texts, model=self._model).require_all()

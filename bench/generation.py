@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from aimass_serving.cpu import usable_cores
 from tokenizers import Tokenizer
 
 from bench import peers
 from bench.busy import BusyCore
-from bench.contest import Entry, hold
+from bench.contest import Entry, hold, lineup
 from bench.machine import describe_machine
 from bench.measurement import share_of_equal_answers
-from bench.models import LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
+from bench.models import INT4, LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
 from bench.report import Benchmark, Ratio
 from bench.roofline import Roofline, measure_roofline, weight_bytes
 from bench.table import Table
@@ -27,13 +29,13 @@ from bench.texts import long_prompt_ids, prompt_ids
 from bench.workload import PREFILL, Workload
 
 TRANSFORMERS, OPTIMUM = "transformers eager fp32", "optimum ONNX Runtime fp32"
-CONTENDERS = ("served", "in-process", "ctranslate2", "transformers", "optimum")
+CONTENDERS = ("served", "in-process", "ctranslate2", "genai", "transformers", "optimum")
 LONG_PROMPT_TOKENS = 512
 SLOW_PEER_ROUNDS = 1
 _COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 NOT_RUN = (
-    "Not run: llama.cpp (`pip install llama-cpp-python` finds no wheel), onnxruntime-genai (its 0.18 wheel "
-    "installs, but its model builder needs transformers 5, and optimum-onnx needs 4)"
+    "Not run: llama.cpp (llama-cpp-python has no wheel, and xllamacpp builds its own without AVX-512, which "
+    "would not be llama.cpp at its best)"
 )
 
 
@@ -50,6 +52,11 @@ def in_process(precision: str) -> str:
 def ctranslate2(precision: str) -> str:
     """Return the name of CTranslate2 at a precision."""
     return f"CTranslate2 {precision}"
+
+
+def genai(precision: str) -> str:
+    """Return the name of onnxruntime-genai at a precision."""
+    return f"onnxruntime-genai {precision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=LANGUAGE_MODELS, default=SMOLLM2.name)
     parser.add_argument("--scenarios", type=_words, default=("1", "4", "16", PREFILL), help="1,4,16,prefill")
     parser.add_argument("--contenders", type=_words, default=CONTENDERS, help=",".join(CONTENDERS))
-    parser.add_argument("--precisions", type=_words, default=PRECISIONS, help=",".join(PRECISIONS))
+    parser.add_argument("--precisions", type=_words, default=PRECISIONS, help=",".join((*PRECISIONS, INT4)))
     parser.add_argument("--rounds", type=int, default=5, help="most repetitions of each contender")
     parser.add_argument("--seconds", type=float, default=300, help="no further round begins after this")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens each stream produces")
@@ -102,7 +109,7 @@ def run(options: argparse.Namespace, *, command: str) -> Benchmark:
 def contest(settings: GenerationSettings, *, command: str) -> Benchmark:
     """Hold the contest and return its record."""
     work, machine = workload(settings), describe_machine()
-    contenders = entries(settings, work)
+    contenders, absences = lineup(makers(settings, work))
     roofline = None if settings.is_busy else measure_roofline(max(settings.threads))
     with BusyCore(2 * settings.max_s + 300) if settings.is_busy else nullcontext():
         repetitions = hold(
@@ -121,7 +128,13 @@ def contest(settings: GenerationSettings, *, command: str) -> Benchmark:
         ratios=ratios(settings.precisions),
     )
     tables = [_roofline_table(benchmark, settings, roofline)] if roofline else []
-    remarks = [*_equalities(benchmark), *_latencies(benchmark), NOT_RUN]
+    remarks = [
+        *_equalities(benchmark),
+        *_latencies(benchmark),
+        *_own_environment(benchmark),
+        *absences,
+        NOT_RUN,
+    ]
     return replace(
         benchmark,
         tables=[table for table in tables if table.rows],
@@ -131,7 +144,8 @@ def contest(settings: GenerationSettings, *, command: str) -> Benchmark:
 
 def _file_name(settings: GenerationSettings) -> str:
     model = "" if settings.model is SMOLLM2 else f"-{settings.model.name.split('-')[0]}"
-    return f"generation{model}" + ("-busy" if settings.is_busy else "")
+    precisions = "" if set(PRECISIONS) & set(settings.precisions) else f"-{'-'.join(settings.precisions)}"
+    return f"generation{model}{precisions}" + ("-busy" if settings.is_busy else "")
 
 
 def _stated(settings: GenerationSettings, work: Workload) -> dict[str, object]:
@@ -154,58 +168,77 @@ def workload(settings: GenerationSettings) -> Workload:
     )
 
 
-def entries(settings: GenerationSettings, work: Workload) -> list[Entry]:
-    """Return every contender that was asked for: ours as they come, each peer at each number of threads."""
-    wanted = {
-        "served": lambda: [_ours(settings, work, p, "Served") for p in settings.precisions],
-        "in-process": lambda: [_ours(settings, work, p, "InProcess") for p in settings.precisions],
-        "ctranslate2": lambda: [e for p in settings.precisions for e in _ctranslate2(settings, work, p)],
-        "transformers": lambda: _peer(settings, work, TRANSFORMERS, "Transformers"),
-        "optimum": lambda: _peer(settings, work, OPTIMUM, "Optimum"),
+def makers(settings: GenerationSettings, work: Workload) -> list[Callable[[], list[Entry]]]:
+    """Return what makes the entries of each contender: ours as they come, peers at every setting."""
+    wanted = settings.precisions
+    of = {
+        "served": (_served, wanted),
+        "in-process": (_in_process, wanted),
+        "ctranslate2": (_ctranslate2, [p for p in wanted if p in _COMPUTE_TYPES]),
+        "genai": (_genai, wanted),
+        "transformers": (_transformers, ["fp32"]),
+        "optimum": (_optimum, ["fp32"]),
     }
-    return [entry for name in settings.contenders for entry in wanted[name]()]
+    return [partial(of[name][0], settings, work, p) for name in settings.contenders for p in of[name][1]]
 
 
-def _ours(settings: GenerationSettings, work: Workload, precision: str, runner: str) -> Entry:
+def _served(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    return [_ours(settings, work, precision, served(precision), "Served")]
+
+
+def _in_process(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    return [_ours(settings, work, precision, in_process(precision), "InProcess")]
+
+
+def _ours(settings: GenerationSettings, work: Workload, precision: str, name: str, runner: str) -> Entry:
     config = {
         "store": str(settings.model.store(precision)),
         "model": settings.model.served_name(precision),
         "workload": asdict(work),
     }
-    name = served(precision) if runner == "Served" else in_process(precision)
     return Entry(name, "its own threads", f"bench.generation_runners:{runner}", config, max(settings.threads))
 
 
 def _ctranslate2(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
-    folder = str(peers.ctranslate2_folder(settings.model.find()))
-    config = {"folder": folder, "compute_type": _COMPUTE_TYPES[precision], "workload": asdict(work)}
-    return _at_each_setting(settings, ctranslate2(precision), "CTranslate2", config, max_rounds=None)
+    config = {
+        "folder": str(peers.ctranslate2_folder(settings.model.find())),
+        "compute_type": _COMPUTE_TYPES[precision],
+        "workload": asdict(work),
+    }
+    runner, most = "bench.generation_peers:CTranslate2", max(settings.threads)
+    return _at_each_setting(settings, Entry(ctranslate2(precision), "", runner, config, most))
 
 
-def _peer(settings: GenerationSettings, work: Workload, name: str, runner: str) -> list[Entry]:
-    find = peers.causal_lm_folder if runner == "Transformers" else peers.optimum_folder
-    config = {"folder": str(find(settings.model.find())), "workload": asdict(work)}
-    return _at_each_setting(settings, name, runner, config, max_rounds=SLOW_PEER_ROUNDS)
+def _genai(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    folder = str(peers.genai_folder(settings.model.find(), precision))
+    config = {"folder": folder, "workload": asdict(work)}
+    runner, most, python = "bench.foreign.genai:Genai", max(settings.threads), str(peers.GENAI.python())
+    return _at_each_setting(settings, Entry(genai(precision), "", runner, config, most, python=python))
 
 
-def _at_each_setting(
-    settings: GenerationSettings,
-    name: str,
-    runner: str,
-    config: Mapping[str, object],
-    *,
-    max_rounds: int | None,
+def _transformers(settings: GenerationSettings, work: Workload, _: str) -> list[Entry]:
+    return _slow(settings, work, TRANSFORMERS, "Transformers", peers.causal_lm_folder)
+
+
+def _optimum(settings: GenerationSettings, work: Workload, _: str) -> list[Entry]:
+    return _slow(settings, work, OPTIMUM, "Optimum", peers.optimum_folder)
+
+
+def _slow(
+    settings: GenerationSettings, work: Workload, name: str, runner: str, find: Callable[[str], Path]
 ) -> list[Entry]:
+    config = {"folder": str(find(settings.model.find())), "workload": asdict(work)}
+    factory, most = f"bench.generation_peers:{runner}", max(settings.threads)
+    return _at_each_setting(settings, Entry(name, "", factory, config, most, max_rounds=SLOW_PEER_ROUNDS))
+
+
+def _at_each_setting(settings: GenerationSettings, entry: Entry) -> list[Entry]:
     return [
-        Entry(
-            name,
-            f"{count} thread{'s' if count > 1 else ''}",
-            f"bench.generation_peers:{runner}",
-            config,
-            max(settings.threads),
+        replace(
+            entry,
+            variant=f"{count} thread{'s' if count > 1 else ''}",
             setting={"num_threads": count},
             warm_up=settings.scenarios[:1],
-            max_rounds=max_rounds,
         )
         for count in settings.threads
     ]
@@ -220,6 +253,7 @@ def ratios(precisions: Sequence[str]) -> list[Ratio]:
         Ratio(fp32, ctranslate2("fp32"), "2 (busy 1.8)"),
         Ratio(served("int8"), ctranslate2("int8"), against_int8),
         Ratio(in_process("int8"), ctranslate2("int8"), against_int8),
+        *(Ratio(served(precision), genai(precision), "above 1") for precision in precisions),
         Ratio(fp32, TRANSFORMERS, "2.5 at 1, 3.3 at 16"),
         Ratio(fp32, OPTIMUM, "above 1"),
         *(Ratio(served(precision), in_process(precision), "0.95") for precision in precisions),
@@ -238,6 +272,12 @@ def _equalities(benchmark: Benchmark) -> Iterable[str]:
         )
         if name != known[0] and not math.isnan(share):
             yield f"{name}: {share:.0%} of the {widest} texts equal those of {known[0]} token for token"
+
+
+def _own_environment(benchmark: Benchmark) -> Iterable[str]:
+    """Say what the peers ran on that do not share our packages."""
+    if any(name.startswith(peers.GENAI.name) for name in benchmark.candidates):
+        yield peers.GENAI.sentence("onnxruntime-genai", "onnxruntime")
 
 
 def _latencies(benchmark: Benchmark) -> Iterable[str]:

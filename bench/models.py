@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRECISIONS = ("fp32", "int8")
+INT4 = "int4"
+"""Of trained language models only, and in runs of its own."""
 
 
 @dataclass(frozen=True, slots=True)

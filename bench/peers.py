@@ -10,12 +10,19 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from aimass_exporters.decoders.causal_lm import load_causal_lm
 from aimass_exporters.progress import SilentProgress
 from aimass_exporters.sources.cache import cache_folder
 from aimass_exporters.sources.source import Source, resolve_source
 from tokenizers import Tokenizer
+
+from bench.environment import Environment, run_in
+
+_FOREIGN = Path(__file__).with_name("foreign")
+GENAI = Environment("onnxruntime-genai", _FOREIGN / "genai.txt")
+INFINITY = Environment("infinity", _FOREIGN / "infinity.txt")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
@@ -35,6 +42,23 @@ def ctranslate2_folder(source: str) -> Path:
     return _made_once(source, "ctranslate2", lambda _, folder: _convert(causal_lm_folder(source), folder))
 
 
+def genai_folder(source: str, precision: str) -> Path:
+    """Return what the model builder of onnxruntime-genai makes of a causal language model, for the CPU.
+
+    Raises `PeerUnavailable` when it cannot be installed, or does not know the family.
+    """
+    python = GENAI.python()
+    build = ["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", precision]
+    weights = str(causal_lm_folder(source))
+
+    def make(_: Source, folder: Path) -> None:
+        with TemporaryDirectory() as cache:
+            arguments = [*build, "-i", weights, "-o", str(folder), "-c", cache]
+            run_in(python, arguments, failure=f"the model builder of {GENAI.name} refuses this model")
+
+    return _made_once(source, f"{GENAI.key}-{precision}", make)
+
+
 def sentence_transformers_folder(source: str) -> Path:
     """Return the folder sentence-transformers reads: the source's own."""
     return resolve_source(source, SilentProgress()).path
@@ -48,6 +72,17 @@ def ctranslate2_encoder_folder(source: str) -> Path:
 def onnx_encoder_folder(source: str) -> Path:
     """Return optimum's plain ONNX export of a sentence encoder with its tokenizer, as fastembed reads it."""
     return _made_once(source, "onnx", _export_encoder)
+
+
+def infinity_onnx_folder(source: str, *, max_tokens: int) -> Path:
+    """Return the same export as infinity reads it: it cuts texts where the config's positions end."""
+
+    def make(_: Source, folder: Path) -> None:
+        shutil.copytree(onnx_encoder_folder(source), folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": max_tokens}))
+
+    return _made_once(source, f"infinity-{max_tokens}", make)
 
 
 def _made_once(name: str, form: str, make: Callable[[Source, Path], None]) -> Path:

@@ -1,7 +1,8 @@
 """One contender in a process of its own: its threads, memory and caches are nobody else's.
 
 The parent side is `WorkerProcess`; `python -m bench.worker FACTORY` is the child. The parent sends one JSON
-line with the config, then they speak one each way for every run. Must not know what a contender does.
+line with the config, then they speak one each way for every run. Must not know what a contender does, and
+needs the standard library only: a child may run in an environment that does not hold our packages.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class WorkerFailed(RuntimeError):
 class WorkerProcess:
     """A contender in a child process, started when constructed. Close it, or use it in a `with` block."""
 
-    def __init__(self, factory: str, config: Mapping[str, Any], *, num_threads: int) -> None:
+    def __init__(
+        self, factory: str, config: Mapping[str, Any], *, num_threads: int, python: str = sys.executable
+    ) -> None:
         self._factory = factory
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", factory],
+            [python, "-m", "bench.worker", factory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
