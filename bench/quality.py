@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from bench import peers
 from bench.generation import ctranslate2
 from bench.machine import describe_machine
-from bench.models import LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
+from bench.models import INT4, LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
 from bench.study import Study
 from bench.table import Panel, Table
 from bench.teacher import Logits, Loss
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace, *, command: str) -> Study:
     """Measure every precision and return the report."""
     model = LANGUAGE_MODELS[options.model]
     ids = held_out_ids(model, options.texts)
-    losses = {name: Loss() for name in (REFERENCE, *_forwards(model))}
     forwards = _forwards(model)
+    losses = {name: Loss() for name in (REFERENCE, *forwards)}
     reference = _torch_forward(model)
     for group in ids.reshape(-1, ROWS_A_GROUP, ids.shape[1]):
         expected, following = reference(group), group[:, FIRST_JUDGED + 1 :].reshape(-1)
@@ -76,7 +76,8 @@ def held_out_ids(model: BenchModel, count: int) -> Ids:
 
 
 def _forwards(model: BenchModel) -> Mapping[str, Forward]:
-    ours = {f"aimass {p}": partial(_our_logits, _runner(model, p)) for p in PRECISIONS}
+    precisions = (*PRECISIONS, INT4) if model.is_trained else PRECISIONS
+    ours = {f"aimass {p}": partial(_our_logits, _runner(model, p)) for p in precisions}
     theirs = {ctranslate2(p): partial(_ct2_logits, *_ct2(model, p)) for p in PRECISIONS}
     return {**ours, **theirs}
 

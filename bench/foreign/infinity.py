@@ -61,14 +61,17 @@ class _Server:
     def __init__(self, folder: str, engine: str, batch_size: int) -> None:
         self._port = _free_port()
         place = ["--host", "127.0.0.1", "--port", str(self._port)]
-        model = ["--model-id", folder, "--served-model-name", "bench", "--pooling-method", "mean"]
-        how = ["--engine", engine, "--device", "cpu", "--batch-size", str(batch_size)]
+        # Named from inside its folder: a path with a root is joined wrongly on the way to the ONNX file.
+        model = ["--model-id", ".", "--served-model-name", "bench", "--pooling-method", "mean"]
+        how = ["--engine", engine, "--device", "cpu", "--batch-size", str(batch_size), "--no-model-warmup"]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
+        self._cache = tempfile.TemporaryDirectory(prefix="aimass-bench-")  # its optimised graph
         self._process = subprocess.Popen(
             [sys.executable, "-m", "infinity_emb.cli", "v2", *model, *how, *place],
+            cwd=folder,
             stdout=self._log,
             stderr=self._log,
-            env={**os.environ, **_NO_TELEMETRY},
+            env={**os.environ, **_NO_TELEMETRY, "HF_HUB_CACHE": self._cache.name},
         )
         self._wait_until_ready()
 
@@ -87,6 +90,7 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        self._cache.cleanup()
 
     def _ask(self, method: str, path: str, body: str | None = None) -> bytes:
         connection = HTTPConnection("127.0.0.1", self._port)
