@@ -6,6 +6,7 @@ Made once from pinned requirements and kept in the user's cache. Knows no peer a
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from aimass_exporters.sources.cache import cache_folder
 
 _READY = "ready"
 """A file that is written when everything is installed: half an environment is not taken for a whole one."""
+_PATH = re.compile(r"(?<![\w/])(?:/[\w.+-]+)+/([\w.+-]+)")
 
 
 class PeerUnavailable(RuntimeError):
@@ -79,7 +81,10 @@ def _run(command: list[str], failure: str) -> None:
 
 
 def _reason(log: str) -> str:
-    """Return the line of a log that says what went wrong: pip's first error, or the last line."""
+    """Return the line of a log that says what went wrong: pip's first error, or the last line.
+
+    Reports quote it, so of a path of this machine only the last name is left.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
-    return (errors or lines[-1:] or ["it said nothing"])[0]
+    return _PATH.sub(r"\1", (errors or lines[-1:] or ["it said nothing"])[0])

@@ -49,12 +49,13 @@ def genai_folder(source: str, precision: str) -> Path:
     """
     python = GENAI.python()
     build = ["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", precision]
-    weights = str(causal_lm_folder(source))
+    weights = causal_lm_folder(source)
+    (family,) = json.loads((weights / "config.json").read_text())["architectures"]
 
     def make(_: Source, folder: Path) -> None:
         with TemporaryDirectory() as cache:
-            arguments = [*build, "-i", weights, "-o", str(folder), "-c", cache]
-            run_in(python, arguments, failure=f"the model builder of {GENAI.name} refuses this model")
+            arguments = [*build, "-i", str(weights), "-o", str(folder), "-c", cache]
+            run_in(python, arguments, failure=f"the model builder of {GENAI.name} refuses {family}")
 
     return _made_once(source, f"{GENAI.key}-{precision}", make)
 

@@ -42,11 +42,11 @@ def test_a_changed_pin_makes_another_environment(tmp_path: Path) -> None:
     assert environment(tmp_path, "torch==2.1\n").key != before
 
 
-def test_a_program_that_fails_tells_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(PeerUnavailable, match=r"^the builder refuses: NotImplementedError: no such family$"):
+def test_a_program_that_fails_tells_its_last_words_and_no_path_of_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(PeerUnavailable, match=r"^the builder refuses: NotImplementedError: no weights here$"):
         run_in(
             Path(sys.executable),
-            ["-c", "raise NotImplementedError('no such family')"],
+            ["-c", "raise NotImplementedError('no /somewhere/private/weights here')"],
             failure="the builder refuses",
         )
 
