@@ -232,7 +232,7 @@ def makers(
         entry = Entry(
             INFINITY, "", "bench.foreign.infinity:Infinity", config, most, python=str(peers.INFINITY.python())
         )
-        return _infinity_variants(settings, entry)
+        return _at_each_engine(settings, entry)
 
     of = {
         "served": (of_served, PRECISIONS),
@@ -264,17 +264,17 @@ def _variants(
     ]
 
 
-def _infinity_variants(settings: EmbeddingSettings, entry: Entry) -> list[Entry]:
-    """Return it at each engine and batch size. The first one also embeds the queries, while it warms up."""
-    pairs = [(engine, size) for engine in INFINITY_ENGINES for size in settings.batch_sizes]
+def _at_each_engine(settings: EmbeddingSettings, entry: Entry) -> list[Entry]:
+    """Return infinity on each engine. The first one also embeds the queries, while it warms up."""
+    first = next(iter(INFINITY_ENGINES))
     return [
         replace(
             entry,
-            variant=f"{INFINITY_ENGINES[engine]}, batches of {size}",
-            setting={"engine": engine, "batch_size": size},
-            warm_up=(QUERIES,) if (engine, size) == pairs[0] else settings.scenarios[:1],
+            variant=title,
+            setting={"engine": engine},
+            warm_up=(QUERIES,) if engine == first else settings.scenarios[:1],
         )
-        for engine, size in pairs
+        for engine, title in INFINITY_ENGINES.items()
     ]
 
 

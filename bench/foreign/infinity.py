@@ -1,6 +1,6 @@
 """infinity's server, over HTTP: calls of as many texts as ours get, as many of them in flight.
 
-One server a setting, started when it is first asked for. Vectors come packed, not as lists of numbers.
+One server an engine, started when it is first asked for. Vectors come packed, not as lists of numbers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _NO_TELEMETRY = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
 class Infinity:
-    """The server on its PyTorch or its ONNX engine, with the threads that it takes by itself."""
+    """The server on its PyTorch or its ONNX engine, with the threads and batches that it takes by itself."""
 
     def __init__(self, *, folders: Mapping[str, str], texts: Mapping[str, Any]) -> None:
         self._folders, self._texts = folders, TextSets(**texts)
-        self._servers: dict[tuple[str, int], _Server] = {}
+        self._servers: dict[str, _Server] = {}
         self._pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
 
-    def run(self, scenario: str, *, engine: str, batch_size: int) -> Outcome:
-        server = self._server(engine, batch_size)
+    def run(self, scenario: str, *, engine: str) -> Outcome:
+        server = self._server(engine)
 
         def encode(texts: Sequence[str]) -> Vectors:
             return np.concatenate(list(self._pool.map(server.embed, in_calls(texts))))
@@ -48,22 +48,21 @@ class Infinity:
         for server in self._servers.values():
             server.close()
 
-    def _server(self, engine: str, batch_size: int) -> _Server:
-        key = engine, batch_size
-        if key not in self._servers:
-            self._servers[key] = _Server(self._folders[engine], engine, batch_size)
-        return self._servers[key]
+    def _server(self, engine: str) -> _Server:
+        if engine not in self._servers:
+            self._servers[engine] = _Server(self._folders[engine], engine)
+        return self._servers[engine]
 
 
 class _Server:
     """A server process, ready when constructed. Close it."""
 
-    def __init__(self, folder: str, engine: str, batch_size: int) -> None:
+    def __init__(self, folder: str, engine: str) -> None:
         self._port = _free_port()
         place = ["--host", "127.0.0.1", "--port", str(self._port)]
         # Named from inside its folder: a path with a root is joined wrongly on the way to the ONNX file.
         model = ["--model-id", ".", "--served-model-name", "bench", "--pooling-method", "mean"]
-        how = ["--engine", engine, "--device", "cpu", "--batch-size", str(batch_size), "--no-model-warmup"]
+        how = ["--engine", engine, "--device", "cpu", "--no-model-warmup"]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self._cache = tempfile.TemporaryDirectory(prefix="aimass-bench-")  # its optimised graph
         self._process = subprocess.Popen(
