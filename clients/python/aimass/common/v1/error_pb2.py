@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61imass/common/v1/error.proto\x12\x10\x61imass.common.v1\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x81\x01\n\tItemError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.aimass.common.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\nviolations\x18\x03 \x03(\x0b\x32 .aimass.common.v1.FieldViolation*\x8f\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x03\x12\x1b\n\x17\x45RROR_REASON_WRONG_TASK\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_INPUT_TOO_LONG\x10\x05\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x06\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x07\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\x1d\n\x19\x45RROR_REASON_MODEL_FAILED\x10\n\x12\x1b\n\x17\x45RROR_REASON_BAD_BUNDLE\x10\x0b\x12#\n\x1f\x45RROR_REASON_DEVICE_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\"\n\x1e\x45RROR_REASON_MALFORMED_MESSAGE\x10\x0e\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x0f\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61imass/common/v1/error.proto\x12\x10\x61imass.common.v1\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x81\x01\n\tItemError\x12-\n\x06reason\x18\x01 \x01(\x0e\x32\x1d.aimass.common.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\nviolations\x18\x03 \x03(\x0b\x32 .aimass.common.v1.FieldViolation*\xb3\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x02\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_READY\x10\x03\x12\x1b\n\x17\x45RROR_REASON_WRONG_TASK\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_INPUT_TOO_LONG\x10\x05\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x06\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x07\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\x1d\n\x19\x45RROR_REASON_MODEL_FAILED\x10\n\x12\x1b\n\x17\x45RROR_REASON_BAD_BUNDLE\x10\x0b\x12#\n\x1f\x45RROR_REASON_DEVICE_UNAVAILABLE\x10\x0c\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\r\x12\"\n\x1e\x45RROR_REASON_MALFORMED_MESSAGE\x10\x0e\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x0f\x12\"\n\x1e\x45RROR_REASON_ADAPTER_NOT_FOUND\x10\x10\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.common.v1.error_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=237
-  _globals['_ERRORREASON']._serialized_end=764
+  _globals['_ERRORREASON']._serialized_end=800
   _globals['_FIELDVIOLATION']._serialized_start=50
   _globals['_FIELDVIOLATION']._serialized_end=102
   _globals['_ITEMERROR']._serialized_start=105

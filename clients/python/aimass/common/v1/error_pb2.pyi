@@ -57,6 +57,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The bytes of a message are not what its type says: broken protobuf, or text that is not UTF-8."""
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 15
     """A message has more bytes than the server takes."""
+    ERROR_REASON_ADAPTER_NOT_FOUND: _ErrorReason.ValueType  # 16
+    """The model has no adapter of that name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failure.
@@ -97,6 +99,8 @@ ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 14
 """The bytes of a message are not what its type says: broken protobuf, or text that is not UTF-8."""
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 15
 """A message has more bytes than the server takes."""
+ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 16
+"""The model has no adapter of that name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

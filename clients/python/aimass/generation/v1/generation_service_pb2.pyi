@@ -83,6 +83,7 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     GUIDANCE_FIELD_NUMBER: _builtins.int
     BEAMS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Required. Name of a served model, or `name@version`; without a version, the newest that is ready."""
     text: _builtins.str
@@ -101,6 +102,10 @@ class GenerateRequest(_message.Message):
     """Optional. What the server has computed of a prompt serves later prompts that start alike, of requests with
     the same salt only. At most 256 characters. Give each tenant its own to keep response times from telling one
     about another's prompts.
+    """
+    adapter: _builtins.str
+    """Optional. Name of the adapter to compute with: one of `Model.adapters`. Unset computes with the base model alone.
+    NOT_FOUND for a name that the model has not, INVALID_ARGUMENT for a model without adapters. At most 128 characters.
     """
     @_builtins.property
     def token_ids(self) -> _prompt_pb2.TokenIds:
@@ -153,10 +158,11 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         guidance: _options_pb2.GuidanceOptions | None = ...,
         beams: _options_pb2.BeamOptions | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -222,6 +228,7 @@ class CompleteRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     GUIDANCE_FIELD_NUMBER: _builtins.int
     BEAMS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Required. Name of a served model, or `name@version`; without a version, the newest that is ready."""
     text: _builtins.str
@@ -240,6 +247,10 @@ class CompleteRequest(_message.Message):
     """Optional. What the server has computed of a prompt serves later prompts that start alike, of requests with
     the same salt only. At most 256 characters. Give each tenant its own to keep response times from telling one
     about another's prompts.
+    """
+    adapter: _builtins.str
+    """Optional. Name of the adapter to compute with: one of `Model.adapters`. Unset computes with the base model alone.
+    NOT_FOUND for a name that the model has not, INVALID_ARGUMENT for a model without adapters. At most 128 characters.
     """
     @_builtins.property
     def token_ids(self) -> _prompt_pb2.TokenIds:
@@ -292,10 +303,11 @@ class CompleteRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         guidance: _options_pb2.GuidanceOptions | None = ...,
         beams: _options_pb2.BeamOptions | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "chat", b"chat", "guidance", b"guidance", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "beams", b"beams", "cache_salt", b"cache_salt", "chat", b"chat", "guidance", b"guidance", "model", b"model", "num_sequences", b"num_sequences", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "time_limit", b"time_limit", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -408,6 +420,7 @@ class PromptInfo(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Output only. The request's name in logs and traces."""
     model: _builtins.str
@@ -418,6 +431,8 @@ class PromptInfo(_message.Message):
     """Output only. Tokens of the prompt, special tokens included."""
     seed: _builtins.int
     """Output only. The seed in use: the caller's, or the one the server chose. Absent when decoding is greedy."""
+    adapter: _builtins.str
+    """Output only. The adapter that the model computes with; empty for the base model alone."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output only. The prompt's token ids, when OutputOptions.prompt_token_ids asked for them."""
@@ -438,10 +453,11 @@ class PromptInfo(_message.Message):
         seed: _builtins.int | None = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "model", b"model", "model_version", b"model_version", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "adapter", b"adapter", "model", b"model", "model_version", b"model_version", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

@@ -232,6 +232,7 @@ class ModelManifest(_message.Message):
     SPEECH_SYNTHESIS_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Required. Version of this layout: 1."""
     name: _builtins.str
@@ -306,6 +307,12 @@ class ModelManifest(_message.Message):
     def features(self) -> _features_spec_pb2.FeaturesSpec:
         """Optional. Set when the model reads tables. See `features_spec.proto`."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterSpec]:
+        """Optional. LoRA adapters that lie beside the weights in the decoder's graph. A sequence is computed with one of
+        them, by its place in this list from 1, or with none, 0: the graph's input `adapter`, int64 [batch].
+        """
+
     def __init__(
         self,
         *,
@@ -332,14 +339,57 @@ class ModelManifest(_message.Message):
         speech_synthesis: _synthesis_spec_pb2.SpeechSynthesisSpec | None = ...,
         image_classification: _image_spec_pb2.ImageClassificationSpec | None = ...,
         features: _features_spec_pb2.FeaturesSpec | None = ...,
+        adapters: _abc.Iterable[Global___AdapterSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "features", b"features", "image_classification", b"image_classification", "parity", b"parity", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "text2text", b"text2text", "tokenizer", b"tokenizer", "voice_activity", b"voice_activity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "features", b"features", "files", b"files", "graphs", b"graphs", "image_classification", b"image_classification", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "adapters", b"adapters", "decoder", b"decoder", "encoder", b"encoder", "exported_at", b"exported_at", "family", b"family", "features", b"features", "files", b"files", "graphs", b"graphs", "image_classification", b"image_classification", "licence", b"licence", "name", b"name", "parity", b"parity", "precision", b"precision", "schema_version", b"schema_version", "source", b"source", "speech_recognition", b"speech_recognition", "speech_synthesis", b"speech_synthesis", "task", b"task", "text2text", b"text2text", "tokenizer", b"tokenizer", "toolchain", b"toolchain", "version", b"version", "voice_activity", b"voice_activity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelManifest: _TypeAlias = ModelManifest  # noqa: Y015
+
+@_typing.final
+class AdapterSpec(_message.Message):
+    """AdapterSpec is one of the adapters that a model's requests choose from by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    LICENCE_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name, unique in the model: as those of models, at most 128 characters."""
+    rank: _builtins.int
+    """Required. Largest rank among its layers."""
+    licence: _builtins.str
+    """Required. SPDX identifier or short name of the adapter's licence; `unknown` when nobody said."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. Kinds of layers that it changes, such as `q_proj`, in alphabetical order."""
+
+    @_builtins.property
+    def parity(self) -> Global___ParityRecord:
+        """Required. What the export measured against PyTorch with this adapter merged into the weights."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        licence: _builtins.str = ...,
+        parity: Global___ParityRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["licence", b"licence", "name", b"name", "parity", b"parity", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterSpec: _TypeAlias = AdapterSpec  # noqa: Y015
 
 @_typing.final
 class Graph(_message.Message):

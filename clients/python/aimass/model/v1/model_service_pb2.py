@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from aimass.model.v1 import manifest_pb2 as aimass_dot_model_dot_v1_dot_manifest__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/model/v1/model_service.proto\x12\x0f\x61imass.model.v1\x1a\x1e\x61imass/model/v1/manifest.proto\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.aimass.model.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.aimass.model.v1.Model\"\xf8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x04task\x18\x03 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12-\n\tprecision\x18\x05 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x1a\n\x12\x65xecution_provider\x18\x06 \x01(\t\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.aimass.model.v1.ModelState\x12\x14\n\x0cstate_detail\x18\x08 \x01(\t\x12-\n\x06parity\x18\t \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12,\n\x06limits\x18\n \x01(\x0b\x32\x1c.aimass.model.v1.ModelLimits\x12\x0f\n\x07licence\x18\x0b \x01(\t\x12\x10\n\x08verified\x18\x0c \x01(\x08\x12\x0e\n\x06source\x18\r \x01(\t\"p\n\x0bModelLimits\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12 \n\x18max_concurrent_sequences\x18\x02 \x01(\x05\x12\x17\n\x0fmax_batch_items\x18\x03 \x01(\x05\x12\x12\n\ndimensions\x18\x04 \x01(\x05*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xb6\x01\n\x0cModelService\x12U\n\nListModels\x12\".aimass.model.v1.ListModelsRequest\x1a#.aimass.model.v1.ListModelsResponse\x12O\n\x08GetModel\x12 .aimass.model.v1.GetModelRequest\x1a!.aimass.model.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#aimass/model/v1/model_service.proto\x12\x0f\x61imass.model.v1\x1a\x1e\x61imass/model/v1/manifest.proto\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.aimass.model.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.aimass.model.v1.Model\"\xa8\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x04task\x18\x03 \x01(\x0e\x32\x15.aimass.model.v1.Task\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12-\n\tprecision\x18\x05 \x01(\x0e\x32\x1a.aimass.model.v1.Precision\x12\x1a\n\x12\x65xecution_provider\x18\x06 \x01(\t\x12*\n\x05state\x18\x07 \x01(\x0e\x32\x1b.aimass.model.v1.ModelState\x12\x14\n\x0cstate_detail\x18\x08 \x01(\t\x12-\n\x06parity\x18\t \x01(\x0b\x32\x1d.aimass.model.v1.ParityRecord\x12,\n\x06limits\x18\n \x01(\x0b\x32\x1c.aimass.model.v1.ModelLimits\x12\x0f\n\x07licence\x18\x0b \x01(\t\x12\x10\n\x08verified\x18\x0c \x01(\x08\x12\x0e\n\x06source\x18\r \x01(\t\x12.\n\x08\x61\x64\x61pters\x18\x0e \x03(\x0b\x32\x1c.aimass.model.v1.AdapterSpec\"p\n\x0bModelLimits\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12 \n\x18max_concurrent_sequences\x18\x02 \x01(\x05\x12\x17\n\x0fmax_batch_items\x18\x03 \x01(\x05\x12\x12\n\ndimensions\x18\x04 \x01(\x05*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xb6\x01\n\x0cModelService\x12U\n\nListModels\x12\".aimass.model.v1.ListModelsRequest\x1a#.aimass.model.v1.ListModelsResponse\x12O\n\x08GetModel\x12 .aimass.model.v1.GetModelRequest\x1a!.aimass.model.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'aimass.model.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=757
-  _globals['_MODELSTATE']._serialized_end=870
+  _globals['_MODELSTATE']._serialized_start=805
+  _globals['_MODELSTATE']._serialized_end=918
   _globals['_LISTMODELSREQUEST']._serialized_start=88
   _globals['_LISTMODELSREQUEST']._serialized_end=107
   _globals['_LISTMODELSRESPONSE']._serialized_start=109
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=205
   _globals['_GETMODELRESPONSE']._serialized_end=262
   _globals['_MODEL']._serialized_start=265
-  _globals['_MODEL']._serialized_end=641
-  _globals['_MODELLIMITS']._serialized_start=643
-  _globals['_MODELLIMITS']._serialized_end=755
-  _globals['_MODELSERVICE']._serialized_start=873
-  _globals['_MODELSERVICE']._serialized_end=1055
+  _globals['_MODEL']._serialized_end=689
+  _globals['_MODELLIMITS']._serialized_start=691
+  _globals['_MODELLIMITS']._serialized_end=803
+  _globals['_MODELSERVICE']._serialized_start=921
+  _globals['_MODELSERVICE']._serialized_end=1103
 # @@protoc_insertion_point(module_scope)

@@ -154,6 +154,7 @@ class Model(_message.Message):
     LICENCE_FIELD_NUMBER: _builtins.int
     VERIFIED_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Name to use in requests."""
     version: _builtins.str
@@ -184,6 +185,10 @@ class Model(_message.Message):
     def limits(self) -> Global___ModelLimits:
         """Output only. What it takes."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_manifest_pb2.AdapterSpec]:
+        """Output only. Adapters that a request may name, in the order of the bundle."""
+
     def __init__(
         self,
         *,
@@ -200,10 +205,11 @@ class Model(_message.Message):
         licence: _builtins.str = ...,
         verified: _builtins.bool = ...,
         source: _builtins.str = ...,
+        adapters: _abc.Iterable[_manifest_pb2.AdapterSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_provider", b"execution_provider", "family", b"family", "licence", b"licence", "limits", b"limits", "name", b"name", "parity", b"parity", "precision", b"precision", "source", b"source", "state", b"state", "state_detail", b"state_detail", "task", b"task", "verified", b"verified", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "execution_provider", b"execution_provider", "family", b"family", "licence", b"licence", "limits", b"limits", "name", b"name", "parity", b"parity", "precision", b"precision", "source", b"source", "state", b"state", "state_detail", b"state_detail", "task", b"task", "verified", b"verified", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file aimass/model/v1/manifest.proto.
  */
 export const file_aimass_model_v1_manifest: GenFile = /*@__PURE__*/
-  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSKBCAoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjEjoKDnZvaWNlX2FjdGl2aXR5GBMgASgLMiIuYWltYXNzLm1vZGVsLnYxLlZvaWNlQWN0aXZpdHlTcGVjEg8KB2FkYXB0ZXIYFCABKAkSPgoQc3BlZWNoX3N5bnRoZXNpcxgVIAEoCzIkLmFpbWFzcy5tb2RlbC52MS5TcGVlY2hTeW50aGVzaXNTcGVjEkYKFGltYWdlX2NsYXNzaWZpY2F0aW9uGBYgASgLMiguYWltYXNzLm1vZGVsLnYxLkltYWdlQ2xhc3NpZmljYXRpb25TcGVjEi8KCGZlYXR1cmVzGBcgASgLMh0uYWltYXNzLm1vZGVsLnYxLkZlYXR1cmVzU3BlYxowCg5Ub29sY2hhaW5FbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIpUBCgVHcmFwaBIMCgRyb2xlGAEgASgJEgwKBGZpbGUYAiABKAkSKwoGaW5wdXRzGAMgAygLMhsuYWltYXNzLm1vZGVsLnYxLlRlbnNvclNwZWMSLAoHb3V0cHV0cxgEIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5UZW5zb3JTcGVjEhUKDWV4dGVybmFsX2RhdGEYBSADKAkiOAoKVGVuc29yU3BlYxIMCgRuYW1lGAEgASgJEg0KBWR0eXBlGAIgASgJEg0KBXNoYXBlGAMgAygJIj4KCkJ1bmRsZUZpbGUSDAoEcGF0aBgBIAEoCRIOCgZzaGEyNTYYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoAyKSAgoLRGVjb2RlclNwZWMSEgoKbnVtX2xheWVycxgBIAEoBRIUCgxudW1fa3ZfaGVhZHMYAiABKAUSEAoIaGVhZF9kaW0YAyABKAUSEgoKdm9jYWJfc2l6ZRgEIAEoBRIVCg1tYXhfcG9zaXRpb25zGAUgASgFEhAKCGt2X2R0eXBlGAYgASgJEhUKDWVvc190b2tlbl9pZHMYByADKAUSNQoIZGVmYXVsdHMYCCABKAsyIy5haW1hc3MubW9kZWwudjEuR2VuZXJhdGlvbkRlZmF1bHRzEjwKD2Nyb3NzX2F0dGVudGlvbhgJIAEoCzIjLmFpbWFzcy5tb2RlbC52MS5Dcm9zc0F0dGVudGlvblNwZWMiVwoSQ3Jvc3NBdHRlbnRpb25TcGVjEhEKCW51bV9oZWFkcxgBIAEoBRIQCghoZWFkX2RpbRgCIAEoBRIcChRtYXhfc291cmNlX3Bvc2l0aW9ucxgDIAEoBSK+BQoVU3BlZWNoUmVjb2duaXRpb25TcGVjEhQKDG51bV9tZWxfYmlucxgBIAEoBRIWCg5zYW1wbGVfcmF0ZV9oehgCIAEoBRIQCgh3aW5kb3dfcxgDIAEoBRITCgtob3Bfc2FtcGxlcxgEIAEoBRITCgtmZnRfc2FtcGxlcxgFIAEoBRIdChVtZWxfY29sdW1uc19wZXJfZnJhbWUYBiABKAUSHgoWc3RhcnRfb2ZfdHJhbnNjcmlwdF9pZBgHIAEoBRIWCg5lbmRfb2ZfdGV4dF9pZBgIIAEoBRIcChRzdGFydF9vZl9wcmV2aW91c19pZBgJIAEoBRIUCgxub19zcGVlY2hfaWQYCiABKAUSGAoQbm9fdGltZXN0YW1wc19pZBgLIAEoBRIaChJ0aW1lc3RhbXBfYmVnaW5faWQYDCABKAUSGQoRdGltZXN0YW1wX3N0ZXBfbXMYDSABKAUSGgoNdHJhbnNjcmliZV9pZBgOIAEoBUgAiAEBEhkKDHRyYW5zbGF0ZV9pZBgPIAEoBUgBiAEBEhcKD2lzX211bHRpbGluZ3VhbBgQIAEoCBJNCgxsYW5ndWFnZV9pZHMYESADKAsyNy5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjLkxhbmd1YWdlSWRzRW50cnkSFAoMc3VwcHJlc3NfaWRzGBIgAygFEhoKEmJlZ2luX3N1cHByZXNzX2lkcxgTIAMoBRI3Cg9hbGlnbm1lbnRfaGVhZHMYFCADKAsyHi5haW1hc3MubW9kZWwudjEuQWxpZ25tZW50SGVhZBoyChBMYW5ndWFnZUlkc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoBToCOAFCEAoOX3RyYW5zY3JpYmVfaWRCDwoNX3RyYW5zbGF0ZV9pZCJvChFWb2ljZUFjdGl2aXR5U3BlYxIWCg5zYW1wbGVfcmF0ZV9oehgBIAEoBRIVCg1mcmFtZV9zYW1wbGVzGAIgASgFEhcKD2NvbnRleHRfc2FtcGxlcxgDIAEoBRISCgpzdGF0ZV9zaXplGAQgASgFIiwKDUFsaWdubWVudEhlYWQSDQoFbGF5ZXIYASABKAUSDAoEaGVhZBgCIAEoBSKCAgoNVGV4dDJUZXh0U3BlYxIZChFtYXhfc291cmNlX3Rva2VucxgBIAEoBRIZChFkZWNvZGVyX3N0YXJ0X2lkcxgCIAMoBRIaCg1mb3JjZWRfZW9zX2lkGAMgASgFSACIAQESFAoMc3VwcHJlc3NfaWRzGAQgAygFEhEKCW51bV9iZWFtcxgFIAEoBRIWCg5sZW5ndGhfcGVuYWx0eRgGIAEoAhIWCg5lYXJseV9zdG9wcGluZxgHIAEoCBIcChRub19yZXBlYXRfbmdyYW1fc2l6ZRgIIAEoBRIWCg5taW5fbmV3X3Rva2VucxgJIAEoBUIQCg5fZm9yY2VkX2Vvc19pZCKAAgoSR2VuZXJhdGlvbkRlZmF1bHRzEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX2sYAiABKAVIAYgBARISCgV0b3BfcBgDIAEoAkgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESGwoObWF4X25ld190b2tlbnMYBiABKAVIBYgBAUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9rQggKBl90b3BfcEIICgZfbWluX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUIRCg9fbWF4X25ld190b2tlbnMi2gMKC0VuY29kZXJTcGVjEhMKC2hpZGRlbl9zaXplGAEgASgFEhIKCm1heF90b2tlbnMYAiABKAUSKQoHcG9vbGluZxgDIAEoDjIYLmFpbWFzcy5tb2RlbC52MS5Qb29saW5nEhEKCW5vcm1hbGl6ZRgEIAEoCBI6Cgdwcm9tcHRzGAUgAygLMikuYWltYXNzLm1vZGVsLnYxLkVuY29kZXJTcGVjLlByb21wdHNFbnRyeRIOCgZsYWJlbHMYBiADKAkSMgoMcHJvYmxlbV90eXBlGAcgASgOMhwuYWltYXNzLm1vZGVsLnYxLlByb2JsZW1UeXBlEhoKDW1hc2tfdG9rZW5faWQYCCABKAVIAIgBARISCgp2b2NhYl9zaXplGAkgASgFEhYKCXRocmVzaG9sZBgKIAEoAkgBiAEBEjEKC2NhbGlicmF0aW9uGAsgASgLMhwuYWltYXNzLm1vZGVsLnYxLkNhbGlicmF0aW9uEhkKEWxhYmVsX3RyYW5zaXRpb25zGAwgAygCGi4KDFByb21wdHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQhAKDl9tYXNrX3Rva2VuX2lkQgwKCl90aHJlc2hvbGQiugEKC0NhbGlicmF0aW9uEhMKC3RlbXBlcmF0dXJlGAEgASgBEi8KBnBvaW50cxgCIAMoCzIfLmFpbWFzcy5tb2RlbC52MS5PcGVyYXRpbmdQb2ludBISCgpudW1fZml0dGVkGAMgASgFEhQKDG51bV9tZWFzdXJlZBgEIAEoBRIQCghhY2N1cmFjeRgFIAEoARIUCgxlcnJvcl9iZWZvcmUYBiABKAESEwoLZXJyb3JfYWZ0ZXIYByABKAEiZAoOT3BlcmF0aW5nUG9pbnQSEQoJcHJlY2lzaW9uGAEgASgBEhEKCXRocmVzaG9sZBgCIAEoARIaChJtZWFzdXJlZF9wcmVjaXNpb24YAyABKAESEAoIY292ZXJhZ2UYBCABKAEi0AEKDVRva2VuaXplclNwZWMSDAoEZmlsZRgBIAEoCRIUCgxwYWRfdG9rZW5faWQYAiABKAUSGgoSY2hhdF90ZW1wbGF0ZV9maWxlGAMgASgJEkkKDnNwZWNpYWxfdG9rZW5zGAQgAygLMjEuYWltYXNzLm1vZGVsLnYxLlRva2VuaXplclNwZWMuU3BlY2lhbFRva2Vuc0VudHJ5GjQKElNwZWNpYWxUb2tlbnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlMKDFBhcml0eVJlY29yZBIRCglyZWZlcmVuY2UYASABKAkSMAoIbWVhc3VyZXMYAiADKAsyHi5haW1hc3MubW9kZWwudjEuUGFyaXR5TWVhc3VyZSLqAQoNUGFyaXR5TWVhc3VyZRIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgBEg0KBWJvdW5kGAMgASgBEj0KCmNvbXBhcmlzb24YBCABKA4yKS5haW1hc3MubW9kZWwudjEuUGFyaXR5TWVhc3VyZS5Db21wYXJpc29uEhMKC251bV9zYW1wbGVzGAUgASgFIlkKCkNvbXBhcmlzb24SGgoWQ09NUEFSSVNPTl9VTlNQRUNJRklFRBAAEhYKEkNPTVBBUklTT05fQVRfTU9TVBABEhcKE0NPTVBBUklTT05fQVRfTEVBU1QQAiqwAwoEVGFzaxIUChBUQVNLX1VOU1BFQ0lGSUVEEAASGAoUVEFTS19URVhUX0dFTkVSQVRJT04QARISCg5UQVNLX0VNQkVERElORxACEhsKF1RBU0tfU1BFRUNIX1JFQ09HTklUSU9OEAMSHQoZVEFTS19URVhUMlRFWFRfR0VORVJBVElPThAEEiEKHVRBU0tfVk9JQ0VfQUNUSVZJVFlfREVURUNUSU9OEAUSHAoYVEFTS19URVhUX0NMQVNTSUZJQ0FUSU9OEAYSHQoZVEFTS19UT0tFTl9DTEFTU0lGSUNBVElPThAHEhIKDlRBU0tfRklMTF9NQVNLEAgSGwoXVEFTS19RVUVTVElPTl9BTlNXRVJJTkcQCRIhCh1UQVNLX05FWFRfU0VOVEVOQ0VfUFJFRElDVElPThAKEhkKFVRBU0tfU1BBUlNFX0VNQkVERElORxALEhkKFVRBU0tfU1BFRUNIX1NZTlRIRVNJUxAMEh0KGVRBU0tfSU1BR0VfQ0xBU1NJRklDQVRJT04QDRIfChtUQVNLX0ZFQVRVUkVfQ0xBU1NJRklDQVRJT04QDip2CglQcmVjaXNpb24SGQoVUFJFQ0lTSU9OX1VOU1BFQ0lGSUVEEAASEgoOUFJFQ0lTSU9OX0ZQMzIQARISCg5QUkVDSVNJT05fRlAxNhACEhIKDlBSRUNJU0lPTl9JTlQ4EAMSEgoOUFJFQ0lTSU9OX0lOVDQQBCpXCgdQb29saW5nEhcKE1BPT0xJTkdfVU5TUEVDSUZJRUQQABIPCgtQT09MSU5HX0NMUxABEhAKDFBPT0xJTkdfTUVBThACEhAKDFBPT0xJTkdfTEFTVBADKoUBCgtQcm9ibGVtVHlwZRIcChhQUk9CTEVNX1RZUEVfVU5TUEVDSUZJRUQQABIdChlQUk9CTEVNX1RZUEVfU0lOR0xFX0xBQkVMEAESHAoYUFJPQkxFTV9UWVBFX01VTFRJX0xBQkVMEAISGwoXUFJPQkxFTV9UWVBFX1JFR1JFU1NJT04QA2IGcHJvdG8z", [file_aimass_model_v1_features_spec, file_aimass_model_v1_image_spec, file_aimass_model_v1_synthesis_spec, file_google_protobuf_timestamp]);
+  fileDesc("Ch5haW1hc3MvbW9kZWwvdjEvbWFuaWZlc3QucHJvdG8SD2FpbWFzcy5tb2RlbC52MSKxCAoNTW9kZWxNYW5pZmVzdBIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIMCgRuYW1lGAIgASgJEg8KB3ZlcnNpb24YAyABKAkSIwoEdGFzaxgEIAEoDjIVLmFpbWFzcy5tb2RlbC52MS5UYXNrEg4KBmZhbWlseRgFIAEoCRItCglwcmVjaXNpb24YBiABKA4yGi5haW1hc3MubW9kZWwudjEuUHJlY2lzaW9uEg8KB2xpY2VuY2UYByABKAkSDgoGc291cmNlGAggASgJEiYKBmdyYXBocxgJIAMoCzIWLmFpbWFzcy5tb2RlbC52MS5HcmFwaBIqCgVmaWxlcxgKIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5CdW5kbGVGaWxlEi0KB2RlY29kZXIYCyABKAsyHC5haW1hc3MubW9kZWwudjEuRGVjb2RlclNwZWMSLQoHZW5jb2RlchgMIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYxIxCgl0b2tlbml6ZXIYDSABKAsyHi5haW1hc3MubW9kZWwudjEuVG9rZW5pemVyU3BlYxItCgZwYXJpdHkYDiABKAsyHS5haW1hc3MubW9kZWwudjEuUGFyaXR5UmVjb3JkEkAKCXRvb2xjaGFpbhgPIAMoCzItLmFpbWFzcy5tb2RlbC52MS5Nb2RlbE1hbmlmZXN0LlRvb2xjaGFpbkVudHJ5Ei8KC2V4cG9ydGVkX2F0GBAgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBJCChJzcGVlY2hfcmVjb2duaXRpb24YESABKAsyJi5haW1hc3MubW9kZWwudjEuU3BlZWNoUmVjb2duaXRpb25TcGVjEjEKCXRleHQydGV4dBgSIAEoCzIeLmFpbWFzcy5tb2RlbC52MS5UZXh0MlRleHRTcGVjEjoKDnZvaWNlX2FjdGl2aXR5GBMgASgLMiIuYWltYXNzLm1vZGVsLnYxLlZvaWNlQWN0aXZpdHlTcGVjEg8KB2FkYXB0ZXIYFCABKAkSPgoQc3BlZWNoX3N5bnRoZXNpcxgVIAEoCzIkLmFpbWFzcy5tb2RlbC52MS5TcGVlY2hTeW50aGVzaXNTcGVjEkYKFGltYWdlX2NsYXNzaWZpY2F0aW9uGBYgASgLMiguYWltYXNzLm1vZGVsLnYxLkltYWdlQ2xhc3NpZmljYXRpb25TcGVjEi8KCGZlYXR1cmVzGBcgASgLMh0uYWltYXNzLm1vZGVsLnYxLkZlYXR1cmVzU3BlYxIuCghhZGFwdGVycxgYIAMoCzIcLmFpbWFzcy5tb2RlbC52MS5BZGFwdGVyU3BlYxowCg5Ub29sY2hhaW5FbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBInoKC0FkYXB0ZXJTcGVjEgwKBG5hbWUYASABKAkSDAoEcmFuaxgCIAEoBRIPCgd0YXJnZXRzGAMgAygJEg8KB2xpY2VuY2UYBCABKAkSLQoGcGFyaXR5GAUgASgLMh0uYWltYXNzLm1vZGVsLnYxLlBhcml0eVJlY29yZCKVAQoFR3JhcGgSDAoEcm9sZRgBIAEoCRIMCgRmaWxlGAIgASgJEisKBmlucHV0cxgDIAMoCzIbLmFpbWFzcy5tb2RlbC52MS5UZW5zb3JTcGVjEiwKB291dHB1dHMYBCADKAsyGy5haW1hc3MubW9kZWwudjEuVGVuc29yU3BlYxIVCg1leHRlcm5hbF9kYXRhGAUgAygJIjgKClRlbnNvclNwZWMSDAoEbmFtZRgBIAEoCRINCgVkdHlwZRgCIAEoCRINCgVzaGFwZRgDIAMoCSI+CgpCdW5kbGVGaWxlEgwKBHBhdGgYASABKAkSDgoGc2hhMjU2GAIgASgJEhIKCnNpemVfYnl0ZXMYAyABKAMikgIKC0RlY29kZXJTcGVjEhIKCm51bV9sYXllcnMYASABKAUSFAoMbnVtX2t2X2hlYWRzGAIgASgFEhAKCGhlYWRfZGltGAMgASgFEhIKCnZvY2FiX3NpemUYBCABKAUSFQoNbWF4X3Bvc2l0aW9ucxgFIAEoBRIQCghrdl9kdHlwZRgGIAEoCRIVCg1lb3NfdG9rZW5faWRzGAcgAygFEjUKCGRlZmF1bHRzGAggASgLMiMuYWltYXNzLm1vZGVsLnYxLkdlbmVyYXRpb25EZWZhdWx0cxI8Cg9jcm9zc19hdHRlbnRpb24YCSABKAsyIy5haW1hc3MubW9kZWwudjEuQ3Jvc3NBdHRlbnRpb25TcGVjIlcKEkNyb3NzQXR0ZW50aW9uU3BlYxIRCgludW1faGVhZHMYASABKAUSEAoIaGVhZF9kaW0YAiABKAUSHAoUbWF4X3NvdXJjZV9wb3NpdGlvbnMYAyABKAUivgUKFVNwZWVjaFJlY29nbml0aW9uU3BlYxIUCgxudW1fbWVsX2JpbnMYASABKAUSFgoOc2FtcGxlX3JhdGVfaHoYAiABKAUSEAoId2luZG93X3MYAyABKAUSEwoLaG9wX3NhbXBsZXMYBCABKAUSEwoLZmZ0X3NhbXBsZXMYBSABKAUSHQoVbWVsX2NvbHVtbnNfcGVyX2ZyYW1lGAYgASgFEh4KFnN0YXJ0X29mX3RyYW5zY3JpcHRfaWQYByABKAUSFgoOZW5kX29mX3RleHRfaWQYCCABKAUSHAoUc3RhcnRfb2ZfcHJldmlvdXNfaWQYCSABKAUSFAoMbm9fc3BlZWNoX2lkGAogASgFEhgKEG5vX3RpbWVzdGFtcHNfaWQYCyABKAUSGgoSdGltZXN0YW1wX2JlZ2luX2lkGAwgASgFEhkKEXRpbWVzdGFtcF9zdGVwX21zGA0gASgFEhoKDXRyYW5zY3JpYmVfaWQYDiABKAVIAIgBARIZCgx0cmFuc2xhdGVfaWQYDyABKAVIAYgBARIXCg9pc19tdWx0aWxpbmd1YWwYECABKAgSTQoMbGFuZ3VhZ2VfaWRzGBEgAygLMjcuYWltYXNzLm1vZGVsLnYxLlNwZWVjaFJlY29nbml0aW9uU3BlYy5MYW5ndWFnZUlkc0VudHJ5EhQKDHN1cHByZXNzX2lkcxgSIAMoBRIaChJiZWdpbl9zdXBwcmVzc19pZHMYEyADKAUSNwoPYWxpZ25tZW50X2hlYWRzGBQgAygLMh4uYWltYXNzLm1vZGVsLnYxLkFsaWdubWVudEhlYWQaMgoQTGFuZ3VhZ2VJZHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAU6AjgBQhAKDl90cmFuc2NyaWJlX2lkQg8KDV90cmFuc2xhdGVfaWQibwoRVm9pY2VBY3Rpdml0eVNwZWMSFgoOc2FtcGxlX3JhdGVfaHoYASABKAUSFQoNZnJhbWVfc2FtcGxlcxgCIAEoBRIXCg9jb250ZXh0X3NhbXBsZXMYAyABKAUSEgoKc3RhdGVfc2l6ZRgEIAEoBSIsCg1BbGlnbm1lbnRIZWFkEg0KBWxheWVyGAEgASgFEgwKBGhlYWQYAiABKAUiggIKDVRleHQyVGV4dFNwZWMSGQoRbWF4X3NvdXJjZV90b2tlbnMYASABKAUSGQoRZGVjb2Rlcl9zdGFydF9pZHMYAiADKAUSGgoNZm9yY2VkX2Vvc19pZBgDIAEoBUgAiAEBEhQKDHN1cHByZXNzX2lkcxgEIAMoBRIRCgludW1fYmVhbXMYBSABKAUSFgoObGVuZ3RoX3BlbmFsdHkYBiABKAISFgoOZWFybHlfc3RvcHBpbmcYByABKAgSHAoUbm9fcmVwZWF0X25ncmFtX3NpemUYCCABKAUSFgoObWluX25ld190b2tlbnMYCSABKAVCEAoOX2ZvcmNlZF9lb3NfaWQigAIKEkdlbmVyYXRpb25EZWZhdWx0cxIYCgt0ZW1wZXJhdHVyZRgBIAEoAkgAiAEBEhIKBXRvcF9rGAIgASgFSAGIAQESEgoFdG9wX3AYAyABKAJIAogBARISCgVtaW5fcBgEIAEoAkgDiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgFIAEoAkgEiAEBEhsKDm1heF9uZXdfdG9rZW5zGAYgASgFSAWIAQFCDgoMX3RlbXBlcmF0dXJlQggKBl90b3Bfa0IICgZfdG9wX3BCCAoGX21pbl9wQhUKE19yZXBldGl0aW9uX3BlbmFsdHlCEQoPX21heF9uZXdfdG9rZW5zItoDCgtFbmNvZGVyU3BlYxITCgtoaWRkZW5fc2l6ZRgBIAEoBRISCgptYXhfdG9rZW5zGAIgASgFEikKB3Bvb2xpbmcYAyABKA4yGC5haW1hc3MubW9kZWwudjEuUG9vbGluZxIRCglub3JtYWxpemUYBCABKAgSOgoHcHJvbXB0cxgFIAMoCzIpLmFpbWFzcy5tb2RlbC52MS5FbmNvZGVyU3BlYy5Qcm9tcHRzRW50cnkSDgoGbGFiZWxzGAYgAygJEjIKDHByb2JsZW1fdHlwZRgHIAEoDjIcLmFpbWFzcy5tb2RlbC52MS5Qcm9ibGVtVHlwZRIaCg1tYXNrX3Rva2VuX2lkGAggASgFSACIAQESEgoKdm9jYWJfc2l6ZRgJIAEoBRIWCgl0aHJlc2hvbGQYCiABKAJIAYgBARIxCgtjYWxpYnJhdGlvbhgLIAEoCzIcLmFpbWFzcy5tb2RlbC52MS5DYWxpYnJhdGlvbhIZChFsYWJlbF90cmFuc2l0aW9ucxgMIAMoAhouCgxQcm9tcHRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIQCg5fbWFza190b2tlbl9pZEIMCgpfdGhyZXNob2xkIroBCgtDYWxpYnJhdGlvbhITCgt0ZW1wZXJhdHVyZRgBIAEoARIvCgZwb2ludHMYAiADKAsyHy5haW1hc3MubW9kZWwudjEuT3BlcmF0aW5nUG9pbnQSEgoKbnVtX2ZpdHRlZBgDIAEoBRIUCgxudW1fbWVhc3VyZWQYBCABKAUSEAoIYWNjdXJhY3kYBSABKAESFAoMZXJyb3JfYmVmb3JlGAYgASgBEhMKC2Vycm9yX2FmdGVyGAcgASgBImQKDk9wZXJhdGluZ1BvaW50EhEKCXByZWNpc2lvbhgBIAEoARIRCgl0aHJlc2hvbGQYAiABKAESGgoSbWVhc3VyZWRfcHJlY2lzaW9uGAMgASgBEhAKCGNvdmVyYWdlGAQgASgBItABCg1Ub2tlbml6ZXJTcGVjEgwKBGZpbGUYASABKAkSFAoMcGFkX3Rva2VuX2lkGAIgASgFEhoKEmNoYXRfdGVtcGxhdGVfZmlsZRgDIAEoCRJJCg5zcGVjaWFsX3Rva2VucxgEIAMoCzIxLmFpbWFzcy5tb2RlbC52MS5Ub2tlbml6ZXJTcGVjLlNwZWNpYWxUb2tlbnNFbnRyeRo0ChJTcGVjaWFsVG9rZW5zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJTCgxQYXJpdHlSZWNvcmQSEQoJcmVmZXJlbmNlGAEgASgJEjAKCG1lYXN1cmVzGAIgAygLMh4uYWltYXNzLm1vZGVsLnYxLlBhcml0eU1lYXN1cmUi6gEKDVBhcml0eU1lYXN1cmUSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoARINCgVib3VuZBgDIAEoARI9Cgpjb21wYXJpc29uGAQgASgOMikuYWltYXNzLm1vZGVsLnYxLlBhcml0eU1lYXN1cmUuQ29tcGFyaXNvbhITCgtudW1fc2FtcGxlcxgFIAEoBSJZCgpDb21wYXJpc29uEhoKFkNPTVBBUklTT05fVU5TUEVDSUZJRUQQABIWChJDT01QQVJJU09OX0FUX01PU1QQARIXChNDT01QQVJJU09OX0FUX0xFQVNUEAIqsAMKBFRhc2sSFAoQVEFTS19VTlNQRUNJRklFRBAAEhgKFFRBU0tfVEVYVF9HRU5FUkFUSU9OEAESEgoOVEFTS19FTUJFRERJTkcQAhIbChdUQVNLX1NQRUVDSF9SRUNPR05JVElPThADEh0KGVRBU0tfVEVYVDJURVhUX0dFTkVSQVRJT04QBBIhCh1UQVNLX1ZPSUNFX0FDVElWSVRZX0RFVEVDVElPThAFEhwKGFRBU0tfVEVYVF9DTEFTU0lGSUNBVElPThAGEh0KGVRBU0tfVE9LRU5fQ0xBU1NJRklDQVRJT04QBxISCg5UQVNLX0ZJTExfTUFTSxAIEhsKF1RBU0tfUVVFU1RJT05fQU5TV0VSSU5HEAkSIQodVEFTS19ORVhUX1NFTlRFTkNFX1BSRURJQ1RJT04QChIZChVUQVNLX1NQQVJTRV9FTUJFRERJTkcQCxIZChVUQVNLX1NQRUVDSF9TWU5USEVTSVMQDBIdChlUQVNLX0lNQUdFX0NMQVNTSUZJQ0FUSU9OEA0SHwobVEFTS19GRUFUVVJFX0NMQVNTSUZJQ0FUSU9OEA4qdgoJUHJlY2lzaW9uEhkKFVBSRUNJU0lPTl9VTlNQRUNJRklFRBAAEhIKDlBSRUNJU0lPTl9GUDMyEAESEgoOUFJFQ0lTSU9OX0ZQMTYQAhISCg5QUkVDSVNJT05fSU5UOBADEhIKDlBSRUNJU0lPTl9JTlQ0EAQqVwoHUG9vbGluZxIXChNQT09MSU5HX1VOU1BFQ0lGSUVEEAASDwoLUE9PTElOR19DTFMQARIQCgxQT09MSU5HX01FQU4QAhIQCgxQT09MSU5HX0xBU1QQAyqFAQoLUHJvYmxlbVR5cGUSHAoYUFJPQkxFTV9UWVBFX1VOU1BFQ0lGSUVEEAASHQoZUFJPQkxFTV9UWVBFX1NJTkdMRV9MQUJFTBABEhwKGFBST0JMRU1fVFlQRV9NVUxUSV9MQUJFTBACEhsKF1BST0JMRU1fVFlQRV9SRUdSRVNTSU9OEANiBnByb3RvMw", [file_aimass_model_v1_features_spec, file_aimass_model_v1_image_spec, file_aimass_model_v1_synthesis_spec, file_google_protobuf_timestamp]);
 
 /**
  * ModelManifest describes a bundle: `manifest.json` in the bundle's folder is this message as JSON.
@@ -188,6 +188,14 @@ export type ModelManifest = Message<"aimass.model.v1.ModelManifest"> & {
    * @generated from field: aimass.model.v1.FeaturesSpec features = 23;
    */
   features?: FeaturesSpec | undefined;
+
+  /**
+   * Optional. LoRA adapters that lie beside the weights in the decoder's graph. A sequence is computed with one of
+   * them, by its place in this list from 1, or with none, 0: the graph's input `adapter`, int64 [batch].
+   *
+   * @generated from field: repeated aimass.model.v1.AdapterSpec adapters = 24;
+   */
+  adapters: AdapterSpec[];
 };
 
 /**
@@ -196,6 +204,55 @@ export type ModelManifest = Message<"aimass.model.v1.ModelManifest"> & {
  */
 export const ModelManifestSchema: GenMessage<ModelManifest> = /*@__PURE__*/
   messageDesc(file_aimass_model_v1_manifest, 0);
+
+/**
+ * AdapterSpec is one of the adapters that a model's requests choose from by name.
+ *
+ * @generated from message aimass.model.v1.AdapterSpec
+ */
+export type AdapterSpec = Message<"aimass.model.v1.AdapterSpec"> & {
+  /**
+   * Required. Name, unique in the model: as those of models, at most 128 characters.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Required. Largest rank among its layers.
+   *
+   * @generated from field: int32 rank = 2;
+   */
+  rank: number;
+
+  /**
+   * Required. Kinds of layers that it changes, such as `q_proj`, in alphabetical order.
+   *
+   * @generated from field: repeated string targets = 3;
+   */
+  targets: string[];
+
+  /**
+   * Required. SPDX identifier or short name of the adapter's licence; `unknown` when nobody said.
+   *
+   * @generated from field: string licence = 4;
+   */
+  licence: string;
+
+  /**
+   * Required. What the export measured against PyTorch with this adapter merged into the weights.
+   *
+   * @generated from field: aimass.model.v1.ParityRecord parity = 5;
+   */
+  parity?: ParityRecord | undefined;
+};
+
+/**
+ * Describes the message aimass.model.v1.AdapterSpec.
+ * Use `create(AdapterSpecSchema)` to create a new message.
+ */
+export const AdapterSpecSchema: GenMessage<AdapterSpec> = /*@__PURE__*/
+  messageDesc(file_aimass_model_v1_manifest, 1);
 
 /**
  * Graph is one ONNX graph.
@@ -246,7 +303,7 @@ export type Graph = Message<"aimass.model.v1.Graph"> & {
  * Use `create(GraphSchema)` to create a new message.
  */
 export const GraphSchema: GenMessage<Graph> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 1);
+  messageDesc(file_aimass_model_v1_manifest, 2);
 
 /**
  * TensorSpec is the signature of one input or output.
@@ -281,7 +338,7 @@ export type TensorSpec = Message<"aimass.model.v1.TensorSpec"> & {
  * Use `create(TensorSpecSchema)` to create a new message.
  */
 export const TensorSpecSchema: GenMessage<TensorSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 2);
+  messageDesc(file_aimass_model_v1_manifest, 3);
 
 /**
  * BundleFile is one file and its checksum.
@@ -316,7 +373,7 @@ export type BundleFile = Message<"aimass.model.v1.BundleFile"> & {
  * Use `create(BundleFileSchema)` to create a new message.
  */
 export const BundleFileSchema: GenMessage<BundleFile> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 3);
+  messageDesc(file_aimass_model_v1_manifest, 4);
 
 /**
  * DecoderSpec is what the engine must know to keep a decoder's key-value cache.
@@ -393,7 +450,7 @@ export type DecoderSpec = Message<"aimass.model.v1.DecoderSpec"> & {
  * Use `create(DecoderSpecSchema)` to create a new message.
  */
 export const DecoderSpecSchema: GenMessage<DecoderSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 4);
+  messageDesc(file_aimass_model_v1_manifest, 5);
 
 /**
  * CrossAttentionSpec is what the engine must know to keep a source's keys and values beside a decoder's own.
@@ -428,7 +485,7 @@ export type CrossAttentionSpec = Message<"aimass.model.v1.CrossAttentionSpec"> &
  * Use `create(CrossAttentionSpecSchema)` to create a new message.
  */
 export const CrossAttentionSpecSchema: GenMessage<CrossAttentionSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 5);
+  messageDesc(file_aimass_model_v1_manifest, 6);
 
 /**
  * SpeechRecognitionSpec is what the service must know to feed a Whisper model and to read its tokens.
@@ -582,7 +639,7 @@ export type SpeechRecognitionSpec = Message<"aimass.model.v1.SpeechRecognitionSp
  * Use `create(SpeechRecognitionSpecSchema)` to create a new message.
  */
 export const SpeechRecognitionSpecSchema: GenMessage<SpeechRecognitionSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 6);
+  messageDesc(file_aimass_model_v1_manifest, 7);
 
 /**
  * VoiceActivitySpec is what the service must know to cut audio into a detector's frames.
@@ -624,7 +681,7 @@ export type VoiceActivitySpec = Message<"aimass.model.v1.VoiceActivitySpec"> & {
  * Use `create(VoiceActivitySpecSchema)` to create a new message.
  */
 export const VoiceActivitySpecSchema: GenMessage<VoiceActivitySpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 7);
+  messageDesc(file_aimass_model_v1_manifest, 8);
 
 /**
  * AlignmentHead is one cross-attention head of a decoder.
@@ -652,7 +709,7 @@ export type AlignmentHead = Message<"aimass.model.v1.AlignmentHead"> & {
  * Use `create(AlignmentHeadSchema)` to create a new message.
  */
 export const AlignmentHeadSchema: GenMessage<AlignmentHead> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 8);
+  messageDesc(file_aimass_model_v1_manifest, 9);
 
 /**
  * Text2TextSpec is what the service must know to read a source text and to begin an output.
@@ -729,7 +786,7 @@ export type Text2TextSpec = Message<"aimass.model.v1.Text2TextSpec"> & {
  * Use `create(Text2TextSpecSchema)` to create a new message.
  */
 export const Text2TextSpecSchema: GenMessage<Text2TextSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 9);
+  messageDesc(file_aimass_model_v1_manifest, 10);
 
 /**
  * GenerationDefaults are used where a request leaves a field unset.
@@ -785,7 +842,7 @@ export type GenerationDefaults = Message<"aimass.model.v1.GenerationDefaults"> &
  * Use `create(GenerationDefaultsSchema)` to create a new message.
  */
 export const GenerationDefaultsSchema: GenMessage<GenerationDefaults> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 10);
+  messageDesc(file_aimass_model_v1_manifest, 11);
 
 /**
  * EncoderSpec is what the engine must know to turn an encoder's output into vectors, labels or words.
@@ -884,7 +941,7 @@ export type EncoderSpec = Message<"aimass.model.v1.EncoderSpec"> & {
  * Use `create(EncoderSpecSchema)` to create a new message.
  */
 export const EncoderSpecSchema: GenMessage<EncoderSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 11);
+  messageDesc(file_aimass_model_v1_manifest, 12);
 
 /**
  * Calibration says how logits are scaled so that scores tell how often they are right, and what that gained.
@@ -947,7 +1004,7 @@ export type Calibration = Message<"aimass.model.v1.Calibration"> & {
  * Use `create(CalibrationSchema)` to create a new message.
  */
 export const CalibrationSchema: GenMessage<Calibration> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 12);
+  messageDesc(file_aimass_model_v1_manifest, 13);
 
 /**
  * OperatingPoint is a least score and how often a best label that reaches it is right.
@@ -989,7 +1046,7 @@ export type OperatingPoint = Message<"aimass.model.v1.OperatingPoint"> & {
  * Use `create(OperatingPointSchema)` to create a new message.
  */
 export const OperatingPointSchema: GenMessage<OperatingPoint> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 13);
+  messageDesc(file_aimass_model_v1_manifest, 14);
 
 /**
  * TokenizerSpec is how text becomes tokens.
@@ -1031,7 +1088,7 @@ export type TokenizerSpec = Message<"aimass.model.v1.TokenizerSpec"> & {
  * Use `create(TokenizerSpecSchema)` to create a new message.
  */
 export const TokenizerSpecSchema: GenMessage<TokenizerSpec> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 14);
+  messageDesc(file_aimass_model_v1_manifest, 15);
 
 /**
  * ParityRecord is what the export measured against the reference on the same weights.
@@ -1059,7 +1116,7 @@ export type ParityRecord = Message<"aimass.model.v1.ParityRecord"> & {
  * Use `create(ParityRecordSchema)` to create a new message.
  */
 export const ParityRecordSchema: GenMessage<ParityRecord> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 15);
+  messageDesc(file_aimass_model_v1_manifest, 16);
 
 /**
  * ParityMeasure is one number and the bound it was held to.
@@ -1108,7 +1165,7 @@ export type ParityMeasure = Message<"aimass.model.v1.ParityMeasure"> & {
  * Use `create(ParityMeasureSchema)` to create a new message.
  */
 export const ParityMeasureSchema: GenMessage<ParityMeasure> = /*@__PURE__*/
-  messageDesc(file_aimass_model_v1_manifest, 16);
+  messageDesc(file_aimass_model_v1_manifest, 17);
 
 /**
  * Comparison says which side of a bound is good.
@@ -1142,7 +1199,7 @@ export enum ParityMeasure_Comparison {
  * Describes the enum aimass.model.v1.ParityMeasure.Comparison.
  */
 export const ParityMeasure_ComparisonSchema: GenEnum<ParityMeasure_Comparison> = /*@__PURE__*/
-  enumDesc(file_aimass_model_v1_manifest, 16, 0);
+  enumDesc(file_aimass_model_v1_manifest, 17, 0);
 
 /**
  * Task is what a model is for.
