@@ -18,7 +18,7 @@ import typer
 from aimass_serving.errors import AimassError
 
 if TYPE_CHECKING:
-    from aimass.model.v1.manifest_pb2 import ModelManifest
+    from aimass.model.v1.manifest_pb2 import ModelManifest, ParityRecord
     from rich.table import Table
 
 Store = Annotated[
@@ -69,13 +69,33 @@ def export(
         Path | None,
         typer.Option(help="Folder of a LoRA adapter to merge: adapter_config.json and safetensors."),
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A LoRA adapter that requests choose by name, beside the model itself; may be repeated.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model into a verified bundle. Outside its tolerance it fails, and writes nothing."""
     start = time.monotonic()
     with _one_line_errors():
-        bundle = _run_export(source, task, precision, store, name, eval_text, adapter)
+        bundle = _run_export(
+            source, task, precision, store, name, eval_text, adapter, _named_folders(adapters)
+        )
         _report(bundle, seconds=time.monotonic() - start, as_json=as_json)
+
+
+def _named_folders(given: list[str] | None) -> list[tuple[str, Path]]:
+    """Return names and folders of `NAME=DIR`."""
+    named = []
+    for text in given or ():
+        name, sign, folder = text.partition("=")
+        if not (name and sign and folder):
+            raise typer.BadParameter(f"expected NAME=DIR, got {text!r}", param_hint="--adapters")
+        named.append((name, Path(folder)))
+    return named
 
 
 def _run_export(
@@ -86,6 +106,7 @@ def _run_export(
     name: str | None,
     eval_text: Path | None,
     adapter: Path | None,
+    adapters: list[tuple[str, Path]],
 ) -> Path:
     from rich.console import Console
 
@@ -106,6 +127,7 @@ def _run_export(
             name=name,
             eval_text=eval_text,
             adapter=adapter,
+            adapters=adapters,
             progress=progress,
         )
 
@@ -133,7 +155,13 @@ def _report(bundle: Path, *, seconds: float, as_json: bool) -> None:
 
 
 def _export_object(bundle: Path, manifest: ModelManifest, seconds: float) -> dict[str, object]:
-    from aimass_exporters.listing import bundle_bytes, measure_rows, precision_name, task_name
+    from aimass_exporters.listing import (
+        adapter_objects,
+        bundle_bytes,
+        measure_rows,
+        precision_name,
+        task_name,
+    )
 
     return {
         "name": manifest.name,
@@ -144,14 +172,15 @@ def _export_object(bundle: Path, manifest: ModelManifest, seconds: float) -> dic
         "folder": str(bundle),
         "size_bytes": bundle_bytes(manifest),
         "seconds": round(seconds, 1),
-        "parity": measure_rows(manifest),
+        "parity": measure_rows(manifest.parity),
+        "adapters": adapter_objects(manifest),
     }
 
 
 def _export_table(bundle: Path, manifest: ModelManifest, seconds: float) -> Table:
     from rich.table import Table
 
-    from aimass_exporters.listing import bundle_bytes, measure_rows, precision_name
+    from aimass_exporters.listing import bundle_bytes, precision_name
 
     size = f"{bundle_bytes(manifest) / 1e6:.1f} MB"
     title = f"{manifest.name}@{manifest.version}  {precision_name(manifest)}  {size}  {seconds:.0f} s"
@@ -159,12 +188,19 @@ def _export_table(bundle: Path, manifest: ModelManifest, seconds: float) -> Tabl
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for column in ("measure", "value", "bound", "samples"):
         table.add_column(column, justify="left" if column == "measure" else "right")
-    for row in measure_rows(manifest):
-        sign = "≤" if row["comparison"] == "at_most" else "≥"
-        table.add_row(
-            str(row["name"]), f"{row['value']:.6g}", f"{sign} {row['bound']:.6g}", str(row["num_samples"])
-        )
+    _add_measures(table, manifest.parity)
+    for adapter in manifest.adapters:
+        _add_measures(table, adapter.parity, subject=f"{adapter.name}: ")
     return table
+
+
+def _add_measures(table: Table, parity: ParityRecord, *, subject: str = "") -> None:
+    from aimass_exporters.listing import measure_rows
+
+    for row in measure_rows(parity):
+        sign = "≤" if row["comparison"] == "at_most" else "≥"
+        name, bound = f"{subject}{row['name']}", f"{sign} {row['bound']:.6g}"
+        table.add_row(name, f"{row['value']:.6g}", bound, str(row["num_samples"]))
 
 
 def models(*, store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
@@ -182,8 +218,11 @@ def models(*, store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
     console = Console()
     console.print(_table("Catalogue", ["name", "task", "licence", "summary"], catalogue))
-    rows = [{**asdict(m), "size": f"{m.size_bytes / 1e6:.1f} MB"} for m in stored]
-    columns = ["name", "version", "task", "precision", "size", "licence", "problem"]
+    rows = [
+        {**asdict(m), "size": f"{m.size_bytes / 1e6:.1f} MB", "adapters": ", ".join(m.adapters)}
+        for m in stored
+    ]
+    columns = ["name", "version", "task", "precision", "size", "adapters", "licence", "problem"]
     console.print(_table(f"Store {store}", columns, rows) if rows else f"Store {store}: no models yet")
 
 

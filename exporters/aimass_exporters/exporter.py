@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from aimass_exporters.precision import Precision
 from aimass_exporters.progress import Progress, SilentProgress
 from aimass_exporters.seq2seq.text2text_bundle import build_text2text
 from aimass_exporters.seq2seq.text2text_model import load_text2text
+from aimass_exporters.sources.adapter_set import OPTION as ADAPTERS_OPTION
+from aimass_exporters.sources.adapter_set import NamedAdapter, read_adapters
 from aimass_exporters.sources.catalogue import TaskName
 from aimass_exporters.sources.held_out import held_out_texts
 from aimass_exporters.sources.lora_adapter import LoraAdapter, merge_adapter, read_adapter
@@ -47,6 +50,8 @@ class ExportPlan:
     """Held-out text of the user's; None takes movie reviews."""
     adapter: LoraAdapter | None = None
     """Merged into the weights before anything else."""
+    adapters: tuple[NamedAdapter, ...] = ()
+    """Kept beside the weights, for requests to choose from."""
 
 
 def export_model(
@@ -58,12 +63,13 @@ def export_model(
     name: str | None = None,
     eval_text: Path | None = None,
     adapter: Path | None = None,
+    adapters: Sequence[tuple[str, Path]] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Export a model into the store; return the folder of its bundle, a new version of `name`.
 
-    `adapter` is the folder of a LoRA adapter that is merged into the weights. Raises an `ExportError`, and
-    then has written nothing.
+    `adapter` is the folder of a LoRA adapter that is merged into the weights; `adapters` are names and
+    folders of those that requests choose from. Raises an `ExportError`, and then has written nothing.
     """
     progress = progress or SilentProgress()
     resolved = resolve_source(source, progress)
@@ -74,6 +80,7 @@ def export_model(
         name=bundle_name(name) if name else derived_name(resolved.suggested_name),
         eval_text=eval_text,
         adapter=None if adapter is None else read_adapter(adapter),
+        adapters=read_adapters(adapters),
     )
     return run_export(plan, store, progress)
 
@@ -102,7 +109,7 @@ def _choices(kind: type[TaskName] | type[Precision]) -> str:
 
 def run_export(plan: ExportPlan, store: Path, progress: Progress) -> Path:
     """Export into a draft, and publish it when every measure is within its bound."""
-    _refuse_adapter(plan)
+    _refuse_adapters(plan)
     with draft_folder(store) as draft:
         described = _describe(plan)
         described.MergeFrom(_build(plan, draft, progress))
@@ -120,7 +127,14 @@ def _build(plan: ExportPlan, draft: Path, progress: Progress) -> manifest.ModelM
     if plan.task is TaskName.TEXT_GENERATION:
         lm = load_causal_lm(plan.source)
         _merge(plan, lm.model)
-        built = build_decoder(lm, draft, precision=plan.precision, held_out=held_out, progress=progress)
+        built = build_decoder(
+            lm,
+            draft,
+            precision=plan.precision,
+            held_out=held_out,
+            progress=progress,
+            adapters=plan.adapters,
+        )
         built.family = lm.model.config.model_type
         return built
     if plan.task is TaskName.SPEECH_RECOGNITION:
@@ -154,10 +168,16 @@ def _merge(plan: ExportPlan, model: PreTrainedModel) -> None:
         merge_adapter(model, plan.adapter)
 
 
-def _refuse_adapter(plan: ExportPlan) -> None:
+def _refuse_adapters(plan: ExportPlan) -> None:
     if plan.adapter is not None and plan.task not in _ADAPTED:
         expected = f"none for {plan.task}: adapters are merged for {' and '.join(sorted(_ADAPTED))}"
         raise InvalidExportOption("--adapter", expected=expected, got=plan.adapter.name)
+    if plan.adapters and plan.task is not TaskName.TEXT_GENERATION:
+        expected = f"none for {plan.task}: adapters are chosen by name for {TaskName.TEXT_GENERATION}"
+        raise InvalidExportOption(ADAPTERS_OPTION, expected=expected, got=plan.adapters[0].name)
+    if plan.adapters and plan.adapter is not None:
+        expected = "none beside --adapter: they belong to the weights as they came"
+        raise InvalidExportOption(ADAPTERS_OPTION, expected=expected, got=plan.adapters[0].name)
 
 
 def _describe(plan: ExportPlan) -> manifest.ModelManifest:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aimass.model.v1.manifest_pb2 import ModelManifest, ParityMeasure, Precision, Task
+from aimass.model.v1.manifest_pb2 import (
+    ModelManifest,
+    ParityMeasure,
+    ParityRecord,
+    Precision,
+    Task,
+)
 from aimass_serving.bundle import read_manifest
 from aimass_serving.errors import BadBundle
 from aimass_serving.store import open_store
@@ -25,6 +31,8 @@ class StoredModel:
     licence: str = ""
     source: str = ""
     size_bytes: int = 0
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that requests choose from."""
     problem: str = ""
 
 
@@ -66,6 +74,7 @@ def _stored(store: Path, name: str, version: str) -> StoredModel:
         licence=manifest.licence,
         source=manifest.source,
         size_bytes=bundle_bytes(manifest),
+        adapters=tuple(adapter.name for adapter in manifest.adapters),
     )
 
 
@@ -84,7 +93,21 @@ def bundle_bytes(manifest: ModelManifest) -> int:
     return sum(file.size_bytes for file in manifest.files)
 
 
-def measure_rows(manifest: ModelManifest) -> list[dict[str, str | float | int]]:
+def adapter_objects(manifest: ModelManifest) -> list[dict[str, object]]:
+    """Return the adapters of a bundle, as scripts read them."""
+    return [
+        {
+            "name": adapter.name,
+            "rank": adapter.rank,
+            "targets": list(adapter.targets),
+            "licence": adapter.licence,
+            "parity": measure_rows(adapter.parity),
+        }
+        for adapter in manifest.adapters
+    ]
+
+
+def measure_rows(parity: ParityRecord) -> list[dict[str, str | float | int]]:
     """Return what the export measured, with `at_most` or `at_least` as the side of the bound that is good."""
     return [
         {
@@ -96,5 +119,5 @@ def measure_rows(manifest: ModelManifest) -> list[dict[str, str | float | int]]:
             "bound": measure.bound,
             "num_samples": measure.num_samples,
         }
-        for measure in manifest.parity.measures
+        for measure in parity.measures
     ]

@@ -8,12 +8,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,11 +28,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from aimass_exporters.bundles.manifest_writer import toolchain
 from aimass_exporters.exporter import export_model
 from aimass_exporters.progress import SilentProgress
 from aimass_exporters.sources.cache import cache_folder
+from aimass_exporters.sources.lora_adapter import CONFIG_FILE, WEIGHTS_FILE
 from aimass_exporters.sources.source import resolve_source
 
 _OWN_IMPORT = re.compile(r"^from aimass_exporters\.([\w.]+) import", re.MULTILINE)
@@ -145,14 +148,49 @@ def cached_checkpoint(config: PretrainedConfig, *, seed: int = TINY_SEED) -> Pat
     return _cached(target, lambda folder: write_checkpoint(config, folder, seed=seed))
 
 
-def cached_export(source: str | Path, *, name: str, task: str | None = None, precision: str = "fp32") -> Path:
+def write_adapter(
+    model: torch.nn.Module,
+    folder: Path,
+    *,
+    targets: tuple[str, ...],
+    seed: int,
+    rank: int = 4,
+    size: float = 0.1,
+) -> Path:
+    """Write a LoRA adapter with random factors for a model's layers of these names, as PEFT writes it."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.endswith(targets):
+            weight = module.get_parameter("weight")
+            num_out, num_in = reversed(weight.shape) if isinstance(module, Conv1D) else weight.shape
+            down, up = (rank, num_in), (num_out, rank)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(down, generator=generator)
+            tensors[f"base_model.model.{name}.lora_B.weight"] = size * torch.randn(up, generator=generator)
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
+    save_file(tensors, folder / WEIGHTS_FILE)
+    return folder
+
+
+def cached_export(
+    source: str | Path,
+    *,
+    name: str,
+    task: str | None = None,
+    precision: str = "fp32",
+    adapters: Sequence[tuple[str, Path]] = (),
+) -> Path:
     """Return a store that holds one export, from the cache when nothing it depends on has changed."""
     weights = resolve_source(str(source), SilentProgress()).weights_id()
-    key = _digest(weights, name, str(task), precision, _exporter_digest(), json.dumps(toolchain()))
+    named = [
+        f"{adapter} {hashlib.sha256((f / WEIGHTS_FILE).read_bytes()).hexdigest()}" for adapter, f in adapters
+    ]
+    key = _digest(weights, name, str(task), precision, _exporter_digest(), json.dumps(toolchain()), *named)
     target = cache_folder() / "exports" / f"{name}-{precision}-{key}"
 
     def build(folder: Path) -> None:
-        export_model(str(source), task=task, precision=precision, store=folder, name=name)
+        export_model(str(source), task=task, precision=precision, store=folder, name=name, adapters=adapters)
 
     return _cached(target, build)
 

@@ -19,6 +19,8 @@ _AT_MOST, _AT_LEAST = ParityMeasure.COMPARISON_AT_MOST, ParityMeasure.COMPARISON
 class ParityReport:
     """What was measured so far. Owned by one export."""
 
+    subject: str = ""
+    """What is measured, where it is not the model itself: failures begin with it."""
     measures: list[ParityMeasure] = field(default_factory=list)
 
     def at_most(self, name: str, value: float, *, bound: float, num_samples: int) -> None:
@@ -45,7 +47,7 @@ class ParityReport:
         """Return the manifest's record. Raises `ParityFailed` when a measure is out of bounds or is not a
         number. `reference` is what was measured against; None is PyTorch on the CPU.
         """
-        failures = [_shown(measure) for measure in self.measures if not _is_met(measure)]
+        failures = [self.subject + _shown(measure) for measure in self.measures if not _is_met(measure)]
         if failures or not self.measures:
             raise ParityFailed(failures=failures or ["nothing was measured"])
         torch_version = torch.__version__.split("+")[0]

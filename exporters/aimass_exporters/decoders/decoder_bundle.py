@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aimass.model.v1.manifest_pb2 import DecoderSpec, ModelManifest, ParityRecord
+from aimass.model.v1.manifest_pb2 import AdapterSpec, DecoderSpec, ModelManifest, ParityRecord
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -19,6 +19,7 @@ from aimass_exporters.bundles.bundle_text import write_tokenizer
 from aimass_exporters.bundles.manifest_writer import describe_graph
 from aimass_exporters.bundles.parity import ParityReport
 from aimass_exporters.decoders.causal_lm import CausalLM
+from aimass_exporters.decoders.decoder_adapters import adapted, adapter_spec, adapter_terms
 from aimass_exporters.decoders.decoder_export import GRAPH_FILE, decoder_shape, export_decoder
 from aimass_exporters.decoders.decoder_parity import (
     DecoderUnderTest,
@@ -26,9 +27,11 @@ from aimass_exporters.decoders.decoder_parity import (
     measure_held_out,
     measure_logits,
 )
+from aimass_exporters.graphs.adapted_products import AdapterTerms
 from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_graph
 from aimass_exporters.precision import DECODER_BOUNDS, Precision
 from aimass_exporters.progress import Progress
+from aimass_exporters.sources.adapter_set import NamedAdapter
 
 GOLDEN_FILE = "golden.npz"
 _WEIGHT_BITS = {Precision.INT8: WeightBits(body=8), Precision.INT4: WeightBits(body=4)}
@@ -41,28 +44,61 @@ def build_decoder(
     precision: Precision,
     held_out: Callable[[], list[str]],
     progress: Progress,
+    adapters: Sequence[NamedAdapter] = (),
 ) -> ModelManifest:
     """Write the files of a decoder bundle into `draft`; return the part of the manifest that speaks of them.
 
-    `held_out` gives text for precisions that are judged on it. Raises `ParityFailed` and `UnsupportedModel`.
+    `held_out` gives text for precisions that are judged on it; `adapters` stay beside the weights. Raises
+    `ParityFailed`, `UnsupportedModel`, and `InvalidCheckpoint` for an adapter that does not fit.
     """
-    graph = _write_graph(lm.model, draft, precision, progress)
+    graph = _write_graph(lm.model, draft, precision, progress, adapter_terms(lm.model, adapters))
     described = ModelManifest(decoder=_spec(lm, precision), tokenizer=write_tokenizer(lm.text, draft))
     described.graphs.append(describe_graph("decoder", graph))
-    test = DecoderUnderTest.open(graph, described.decoder, lm)
-    described.parity.CopyFrom(_parity(test, precision, held_out, progress))
-    np.savez(draft / GOLDEN_FILE, allow_pickle=False, **_golden(test, precision))
+    test = DecoderUnderTest.open(graph, described.decoder, lm, num_adapters=len(adapters))
+    described.parity.CopyFrom(_parity(test, precision, held_out, progress, ParityReport()))
+    golden = _golden(test, precision)
+    if adapters:
+        described.adapters.extend(map(adapter_spec, adapters))
+        golden |= _prove_adapters(test, adapters, described.adapters, precision, held_out, progress)
+    np.savez(draft / GOLDEN_FILE, allow_pickle=False, **golden)
     return described
 
 
-def _write_graph(model: PreTrainedModel, draft: Path, precision: Precision, progress: Progress) -> Path:
+def _prove_adapters(
+    test: DecoderUnderTest,
+    adapters: Sequence[NamedAdapter],
+    specs: Iterable[AdapterSpec],
+    precision: Precision,
+    held_out: Callable[[], list[str]],
+    progress: Progress,
+) -> dict[str, NDArray[Any]]:
+    """Measure each adapter and record it in its spec; return what the golden prompt gives with each."""
+    goldens = []
+    for number, (named, spec) in enumerate(zip(adapters, specs, strict=True), 1):
+        report = ParityReport(subject=f"adapter {named.name}: ")
+        with adapted(test, named, number) as one:
+            spec.parity.CopyFrom(_parity(one, precision, held_out, progress, report))
+        goldens.append(_golden(one, precision))
+    return {
+        "adapter_logits": np.stack([golden["logits"] for golden in goldens]),
+        "adapter_tolerances": np.stack([golden["tolerance"] for golden in goldens]),
+    }
+
+
+def _write_graph(
+    model: PreTrainedModel,
+    draft: Path,
+    precision: Precision,
+    progress: Progress,
+    adapters: AdapterTerms | None,
+) -> Path:
     progress.stage("trace the model into a graph")
     if precision is Precision.FP16:
-        return export_decoder(copy.deepcopy(model).half(), draft)
+        return export_decoder(copy.deepcopy(model).half(), draft, adapters)
     if not precision.is_quantized:
-        return export_decoder(model, draft)
+        return export_decoder(model, draft, adapters)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
-        floating = export_decoder(model, Path(scratch))
+        floating = export_decoder(model, Path(scratch), adapters)
         progress.stage("quantise the weights")
         quantize_graph(floating, draft / GRAPH_FILE, _WEIGHT_BITS[precision], progress)
     return draft / GRAPH_FILE
@@ -83,9 +119,13 @@ def _spec(lm: CausalLM, precision: Precision) -> DecoderSpec:
 
 
 def _parity(
-    test: DecoderUnderTest, precision: Precision, held_out: Callable[[], list[str]], progress: Progress
+    test: DecoderUnderTest,
+    precision: Precision,
+    held_out: Callable[[], list[str]],
+    progress: Progress,
+    report: ParityReport,
 ) -> ParityRecord:
-    bounds, report = DECODER_BOUNDS[precision], ParityReport()
+    bounds = DECODER_BOUNDS[precision]
     measure_logits(test, bounds, report, progress)
     if precision.is_quantized:
         measure_held_out(test, held_out(), bounds, report, progress)

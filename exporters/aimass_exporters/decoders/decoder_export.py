@@ -16,6 +16,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from aimass_exporters.errors import UnsupportedModel
+from aimass_exporters.graphs.adapted_products import AdapterTerms, insert_adapters, marked_products
 from aimass_exporters.graphs.attention import Trace, recording, slot_attention
 from aimass_exporters.graphs.packing import pack_attention, rotary_cache
 from aimass_exporters.graphs.single_ops import single_ops
@@ -110,22 +111,31 @@ def _asked_positions(model: PreTrainedModel, last_idx: torch.Tensor) -> Iterator
         handle.remove()
 
 
-def export_decoder(model: PreTrainedModel, folder: Path) -> Path:
+def export_decoder(model: PreTrainedModel, folder: Path, adapters: AdapterTerms | None = None) -> Path:
     """Write `decoder.onnx` and its external data into `folder`, in the element type of the model's weights.
 
-    The model is left as it was. Raises `UnsupportedModel` when it cannot be traced, or uses what the graph
-    cannot say.
+    With adapters the graph takes the number of one for each row. The model is left as it was. Raises
+    `UnsupportedModel` when it cannot be traced, or uses what the graph cannot say.
     """
     _check_config(model)
     wrapped, inputs = DecoderGraph(model).eval(), _example_inputs(model)
     with slot_attention(model), torch.no_grad(), quiet_tracing():
         wrapped(*inputs)  # a dry run on zeros: finds what is unsupported before the long trace
-        with single_ops(model):
+        with single_ops(model), marked_products(model, adapters):
             program = _trace(wrapped, inputs)
     pack_attention(program.model, rotary_cache(model, decoder_shape(model.config).max_positions))
+    if adapters is not None:
+        _insert(adapters, program, model.config.model_type)
     path = folder / GRAPH_FILE
     program.save(str(path), external_data=True)
     return path
+
+
+def _insert(adapters: AdapterTerms, program: torch.onnx.ONNXProgram, family: str) -> None:
+    missed = sorted(adapters.by_module.keys() - insert_adapters(program.model, adapters))
+    if missed:
+        because = f"it computes the product of {missed[0]} past that layer, where no adapter can be added"
+        raise UnsupportedModel(family, because=because)
 
 
 def _check_config(model: PreTrainedModel) -> None:

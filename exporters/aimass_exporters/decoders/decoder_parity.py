@@ -42,20 +42,28 @@ class DecoderUnderTest:
     session: Session
     spec: DecoderSpec
     reference: CausalLM
+    num_adapters: int = 0
+    """How many adapters lie beside the graph's weights."""
+    adapter: int = 0
+    """Number of the one that is measured; 0 for none."""
 
     @classmethod
-    def open(cls, graph: Path, spec: DecoderSpec, reference: CausalLM) -> DecoderUnderTest:
+    def open(
+        cls, graph: Path, spec: DecoderSpec, reference: CausalLM, *, num_adapters: int = 0
+    ) -> DecoderUnderTest:
         """Open the graph on the CPU, where PyTorch runs too."""
-        return cls(
-            open_session(graph, SessionConfig(device=Device.CPU, allow_spinning=False)), spec, reference
-        )
+        session = open_session(graph, SessionConfig(device=Device.CPU, allow_spinning=False))
+        return cls(session, spec, reference, num_adapters)
 
     def runner(self, *, max_slots: int, max_len: int) -> DecoderRunner:
         """Return a runner with empty slots."""
-        geometry = geometry_of(self.spec)
-        return DecoderRunner(
+        geometry = geometry_of(self.spec, num_adapters=self.num_adapters)
+        runner = DecoderRunner(
             self.session, geometry, max_slots=max_slots, max_len=min(max_len, geometry.max_positions)
         )
+        for slot in range(max_slots):
+            runner.set_adapter(slot, self.adapter)
+        return runner
 
     def reference_logits(self, token_ids: Sequence[int]) -> Logits:
         """Return PyTorch's logits of every position: [len(token_ids), vocab]."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from aimass_exporters.errors import QuantizationIncomplete
+from aimass_exporters.graphs.adapted_products import is_adapter_factor
 from aimass_exporters.graphs.block_quantization import BlockQuantized, quantize_blocks
 from aimass_exporters.graphs.external_file import save_graph
 from aimass_exporters.progress import Progress
@@ -83,7 +84,7 @@ class GraphQuantizer:
         drop_unused(self._graph)
 
     def _replacement(self, node: NodeProto) -> list[NodeProto]:
-        if not is_plain_product(node):
+        if not is_plain_product(node) or is_adapter_factor(node.input[1]):
             return [node]
         name, is_transposed = self._constant(node.input[1])
         if name is None or len(self._weights[name].dims) != 2:
@@ -190,9 +191,15 @@ def producers(graph: onnx.GraphProto) -> dict[str, NodeProto]:
 
 
 def float_products(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield the names of matrix products that still have constant float weights of two dimensions."""
+    """Yield the names of matrix products that still have constant float weights of two dimensions, factors of
+    adapters excepted.
+    """
     graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    weights = {
+        tensor.name
+        for tensor in graph.initializer
+        if len(tensor.dims) == 2 and not is_adapter_factor(tensor.name)
+    }
     made_by = producers(graph)
     for node in graph.node:
         is_product = node.op_type in ("MatMul", "Gemm") or node.op_type in _PACKED_ATTENTION

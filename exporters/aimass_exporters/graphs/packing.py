@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from transformers import PreTrainedModel
 
+from aimass_exporters.graphs.adapted_products import Part, marked_parts, marker
+
 _LAYOUT_OPS = frozenset({"Reshape", "Transpose"})
 _QUERY, _KEY, _VALUE, _COS, _SIN = 0, 1, 2, 7, 8
 
@@ -58,6 +60,13 @@ class _Projection:
     weight: ir.Value  # [in, out]
     bias: ir.Value | None  # [out]
     is_rotated: bool
+    adapted: str = ""
+    """The layer whose adapters come on top; empty for none."""
+
+    @property
+    def width(self) -> int:
+        """How many numbers it gives."""
+        return int(_array(self.weight).shape[1])
 
 
 class _Packer:
@@ -94,10 +103,22 @@ class _Packer:
         name = f"{parts[0].weight.name}.packed"
         weight = self._constant(name, np.concatenate([_array(p.weight) for p in parts], axis=1))
         packed = self._insert(node, "MatMul", [parts[0].x, weight])
-        if parts[0].bias is None:
+        if parts[0].bias is not None:
+            biases = [_array(p.bias) for p in parts if p.bias is not None]
+            bias = self._constant(f"{name}.bias", np.concatenate(biases))
+            packed = self._insert(node, "Add", [packed, bias])
+        return self._marked(node, packed, parts)
+
+    def _marked(self, node: ir.Node, packed: ir.Value, parts: list[_Projection]) -> ir.Value:
+        """Let the adapters of the parts follow the packed product."""
+        if not any(part.adapted for part in parts):
             return packed
-        biases = [_array(p.bias) for p in parts if p.bias is not None]
-        return self._insert(node, "Add", [packed, self._constant(f"{name}.bias", np.concatenate(biases))])
+        dtype = parts[0].weight.dtype
+        assert dtype is not None, "weights have an element type"
+        packed.dtype = dtype
+        follows = marker(parts[0].x, packed, [Part(part.adapted, part.width) for part in parts])
+        self._graph.insert_before(node, follows)
+        return follows.outputs[0]
 
     def _insert(self, before: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
         added = ir.node(op_type, inputs)
@@ -152,6 +173,10 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     if is_rotated:
         value = _before_layout(node.inputs[0]) if node is not None else None
         node = value.producer() if value is not None else None
+    adapted = ""
+    if node is not None and (parts := marked_parts(node)):
+        adapted, product = parts[0].module, node.inputs[1]
+        node = product.producer() if product is not None else None
     bias = None
     if node is not None and node.op_type == "Add":
         bias, node = _bias_and_matmul(node)
@@ -160,7 +185,7 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     x, weight = node.inputs
     if x is None or weight is None or weight.const_value is None:
         return None
-    return _Projection(x, weight, bias, is_rotated)
+    return _Projection(x, weight, bias, is_rotated, adapted)
 
 
 def _bias_and_matmul(add: ir.Node) -> tuple[ir.Value | None, ir.Node | None]:

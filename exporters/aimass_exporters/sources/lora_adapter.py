@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them: read from a folder, and merged into a model's weights.
+"""LoRA adapters as PEFT saves them: read from a folder, merged into a model's weights, or kept beside them.
 
 Must not know what the model is for. Source: PEFT's adapter format (`adapter_config.json` beside
 `adapter_model.safetensors`); the update is that of LoRA, Hu et al. 2021.
@@ -7,7 +7,8 @@ Must not know what the model is for. Source: PEFT's adapter format (`adapter_con
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,60 @@ def merge_adapter(model: PreTrainedModel, adapter: LoraAdapter) -> None:
             delta = _delta(adapter, name, pair, modules.get(name))
             weight = getattr(modules.get(name), "weight", None)
             _fitting(adapter, f"{name}.weight", weight, delta.shape).add_(delta)
+
+
+@contextmanager
+def merged(model: PreTrainedModel, adapter: LoraAdapter) -> Iterator[None]:
+    """Merge an adapter inside the block; after it the weights are those of before to the last bit.
+
+    Errors as `merge_adapter`.
+    """
+    changed = {*adapter.replaced, *(f"{module}.weight" for module in adapter.factors)}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    before = {name: parameters[name].detach().clone() for name in changed if name in parameters}
+    try:
+        merge_adapter(model, adapter)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in before.items():
+                parameters[name].copy_(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to one linear layer: `x @ down @ up`, its scale folded in."""
+
+    down: torch.Tensor  # [in, rank]
+    up: torch.Tensor  # [rank, out]
+
+
+def low_rank_layers(model: PreTrainedModel, adapter: LoraAdapter) -> dict[str, LowRank]:
+    """Return what an adapter adds to each linear layer of a model, by the layer's name.
+
+    Raises `InvalidCheckpoint` as `merge_adapter` does, and for what cannot stay beside the weights:
+    embeddings, and weights that replace the model's.
+    """
+    _refuse_tied(model, adapter)
+    modules = dict(model.named_modules())
+    inseparable = [
+        *adapter.replaced,
+        *(name for name in adapter.factors if isinstance(modules.get(name), torch.nn.Embedding)),
+    ]
+    if inseparable:
+        detail = (
+            f"{inseparable[0]} cannot be kept beside the model's weights: merge this adapter with --adapter"
+        )
+        raise InvalidCheckpoint(adapter.folder, detail=detail)
+    return {name: _low_rank(adapter, name, pair, modules.get(name)) for name, pair in adapter.factors.items()}
+
+
+def _low_rank(adapter: LoraAdapter, name: str, pair: Factors, module: torch.nn.Module | None) -> LowRank:
+    delta = _delta(adapter, name, pair, module)
+    _fitting(adapter, f"{name}.weight", getattr(module, "weight", None), delta.shape)
+    assert pair.down is not None, "checked with the delta"
+    assert pair.up is not None, "checked with the delta"
+    return LowRank(pair.down.T, pair.up.T * adapter.scale_of(name, pair.down.shape[0]))
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:

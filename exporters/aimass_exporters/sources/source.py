@@ -104,7 +104,7 @@ def folder_source(folder: Path, *, origin: str) -> Source:
     if any(folder.glob(_PIPER)):
         return Source(folder, Reader.PIPER, origin, name, "unknown", TaskName.SPEECH_SYNTHESIS)
     check_weights(folder, origin=origin)
-    return Source(folder, Reader.FOLDER, origin, name, _licence(folder), _task(folder))
+    return Source(folder, Reader.FOLDER, origin, name, licence_of(folder), _task(folder))
 
 
 def check_weights(folder: Path, *, origin: str) -> None:
@@ -131,7 +131,8 @@ def _task(folder: Path) -> TaskName | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _licence(folder: Path) -> str:
+def licence_of(folder: Path) -> str:
+    """Return the licence that a folder's model card states, or `unknown`."""
     licence = _front_matter(folder / "README.md").get("license")
     return licence if isinstance(licence, str) else "unknown"
 
