@@ -70,7 +70,12 @@ class BeamBatch:
         return len(self._running)
 
     def join(
-        self, prompt_ids: NDArray[np.int64], options: BeamOptions, *, memory: SourceMemory | None = None
+        self,
+        prompt_ids: NDArray[np.int64],
+        options: BeamOptions,
+        *,
+        memory: SourceMemory | None = None,
+        adapter: int = 0,
     ) -> BeamSearch:
         """Take in the search of a prompt [n], which the next steps compute.
 
@@ -83,6 +88,8 @@ class BeamBatch:
         slots = [self._slots.acquire() for _ in range(options.num_beams)]
         beams = RunningBeams(BeamSearch(options), prompt_ids, slots, [])
         try:
+            for slot in slots:
+                self._runner.set_adapter(slot, adapter)
             self._runner.set_memory(slots[0], memory)
         except BaseException:
             self._release(beams)

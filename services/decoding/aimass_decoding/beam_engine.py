@@ -219,7 +219,12 @@ class BeamEngine:
             self._running.append(job)
             job.begun_ns = time.time_ns()
             try:
-                job.search = batch.join(job.request.prompt_ids, _options_of(job), memory=job.request.memory)
+                job.search = batch.join(
+                    job.request.prompt_ids,
+                    _options_of(job),
+                    memory=job.request.memory,
+                    adapter=job.request.adapter,
+                )
             except Exception as error:
                 _LOGGER.exception("a search of model %s could not begin", self._model)
                 detail = f"its beginning raised {type(error).__name__}"

@@ -59,6 +59,7 @@ class DecodingEngine:
         self._model = model
         self._vocab_size = geometry.vocab_size
         self._needs_memory = geometry.cross is not None
+        self._num_adapters = geometry.num_adapters
         self._execution_provider = session.execution_provider
         self._runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=self._max_len)
         self._scheduler = Scheduler(
@@ -138,7 +139,9 @@ class DecodingEngine:
         """
         assert not self._thread.is_alive, "the runner belongs to the engine thread"
         for _ in each_variant(self._session):
-            replay_golden(self._runner, golden, bundle=self._model, memory=memory)
+            replay_golden(
+                self._runner, golden, bundle=self._model, memory=memory, num_adapters=self._num_adapters
+            )
 
     def start(self) -> None:
         """Start the engine thread."""
@@ -238,6 +241,8 @@ class DecodingEngine:
         if (request.memory is not None) != self._needs_memory:
             expected = "a source" if self._needs_memory else "no source"
             raise InvalidField("source", expected=expected, got=request.memory)
+        if not 0 <= request.adapter <= self._num_adapters:
+            raise InvalidField("adapter", expected=f"0 to {self._num_adapters}", got=request.adapter)
         lowest, highest = int(request.prompt_ids.min()), int(request.prompt_ids.max())
         if lowest < 0 or highest >= self._vocab_size:
             got = lowest if lowest < 0 else highest

@@ -28,25 +28,45 @@ def encoder_feeds(golden: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]
 
 
 def replay_golden(
-    runner: Runner, golden: Mapping[str, NDArray[Any]], *, bundle: str, memory: SourceMemory | None = None
+    runner: Runner,
+    golden: Mapping[str, NDArray[Any]],
+    *,
+    bundle: str,
+    memory: SourceMemory | None = None,
+    num_adapters: int = 0,
 ) -> None:
     """Run the golden prompt whole, then again with its last token as a decode step; compare the logits.
 
     `golden` holds `prompt_ids` int64 [n], `logits` float32 [vocab] and `tolerance`, the largest absolute
-    difference that is allowed; `memory` is what the encoder made of `encoder_feeds`. Overwrites slot 0.
-    Raises `BadBundle` on any difference or failure.
+    difference that is allowed; `memory` is what the encoder made of `encoder_feeds`. With adapters it also
+    holds `adapter_logits` [adapters, vocab] and `adapter_tolerances` [adapters]: what the same prompt gives
+    with each. Overwrites slot 0. Raises `BadBundle` on any difference or failure.
     """
     try:
         prompt_ids = np.asarray(golden["prompt_ids"], np.int64)
-        expected, tolerance = golden["logits"], float(golden["tolerance"])
         runner.set_memory(_SLOT, memory)
-        _compare(runner.prefill(_SLOT, prompt_ids, start=0), expected, tolerance, bundle=bundle)
-        if len(prompt_ids) > 1:
-            _compare(_by_decoding(runner, prompt_ids), expected, tolerance, bundle=bundle)
+        for adapter, (expected, tolerance) in enumerate(_expectations(golden, num_adapters, bundle=bundle)):
+            runner.set_adapter(_SLOT, adapter)
+            _compare(runner.prefill(_SLOT, prompt_ids, start=0), expected, tolerance, bundle=bundle)
+            if len(prompt_ids) > 1:
+                _compare(_by_decoding(runner, prompt_ids), expected, tolerance, bundle=bundle)
     except BadBundle:
         raise
     except Exception as error:  # whatever the runtime raises on a graph that does not fit its manifest
         raise BadBundle(bundle, detail=f"its golden prompt does not run: {error}") from error
+
+
+def _expectations(
+    golden: Mapping[str, NDArray[Any]], num_adapters: int, *, bundle: str
+) -> list[tuple[NDArray[np.float32], float]]:
+    """Return logits [vocab] and tolerance without an adapter, then with each."""
+    expectations = [(golden["logits"], float(golden["tolerance"]))]
+    if num_adapters:
+        expectations += zip(golden["adapter_logits"], golden["adapter_tolerances"].tolist(), strict=True)
+    if len(expectations) != num_adapters + 1:
+        got = len(expectations) - 1
+        raise BadBundle(bundle, detail=f"expected golden logits of {num_adapters} adapters, got {got}")
+    return expectations
 
 
 def _by_decoding(runner: Runner, prompt_ids: NDArray[np.int64]) -> NDArray[np.float32]:

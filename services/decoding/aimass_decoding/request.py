@@ -215,6 +215,9 @@ class SequenceRequest:
     """Search with beams: one sequence, without draws, masks and log-probabilities; its text comes whole."""
     wants_prompt_logprobs: bool = False
     """Give the log-probability of each prompt token but the first. Such a prompt shares nothing."""
+    adapter: int = 0
+    """Number of the adapter the sequence is computed with, from 1; 0 is none. Prompts of different adapters
+    share nothing."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, naming the field as the wire names it."""

@@ -33,6 +33,8 @@ class DecoderGeometry:
     """Element type of the cache in ONNX words: `float` or `float16`."""
     cross: CrossGeometry | None = None
     """Set when the decoder also attends to a source."""
+    num_adapters: int = 0
+    """Adapters that lie beside the weights; each row of a run is computed with one of them, or with none."""
 
     @property
     def kv_numpy_dtype(self) -> np.dtype[Any]:
@@ -45,7 +47,7 @@ class DecoderGeometry:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_numpy_dtype.itemsize
 
 
-def geometry_of(spec: DecoderSpec) -> DecoderGeometry:
+def geometry_of(spec: DecoderSpec, *, num_adapters: int = 0) -> DecoderGeometry:
     """Return the geometry a bundle's manifest states."""
     return DecoderGeometry(
         num_layers=spec.num_layers,
@@ -55,6 +57,7 @@ def geometry_of(spec: DecoderSpec) -> DecoderGeometry:
         max_positions=spec.max_positions,
         kv_dtype=spec.kv_dtype,
         cross=cross_geometry_of(spec),
+        num_adapters=num_adapters,
     )
 
 
@@ -82,7 +85,10 @@ class Runner(Protocol):
         """Whether `copy_slot` works on this device."""
 
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
-        """Copy the first `num_tokens` of a slot's cache over those of another."""
+        """Copy the first `num_tokens` of a slot's cache, and its adapter, over those of another."""
+
+    def set_adapter(self, slot: int, adapter: int) -> None:
+        """Compute a slot's sequence with an adapter of the model, numbered from 1, or with none: 0."""
 
     def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
         """Let a slot's sequence attend to a source; None for a model without sources."""
@@ -106,6 +112,7 @@ class DecoderRunner:
         self._max_slots = max_slots
         self._kv = _allocate_kv(session, geometry, max_slots=max_slots, max_len=max_len)
         self._cross = CrossMemory(session, geometry.cross, max_slots=max_slots) if geometry.cross else None
+        self._adapters = np.zeros(max_slots, np.int64)  # of each slot
         self._decode_io = _StepArrays.of(max_slots, 1, geometry.vocab_size)
         self._prefill_io = _StepArrays.of(1, max_len, geometry.vocab_size)
         self._decode_bindings: dict[int, Binding] = {}
@@ -171,10 +178,11 @@ class DecoderRunner:
         return io.logits[:rows]
 
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
-        """Copy the first `num_tokens` of a slot's cache over those of another.
+        """Copy the first `num_tokens` of a slot's cache, and its adapter, over those of another.
 
         On CUDA the whole row is copied, which is one piece of memory.
         """
+        self._adapters[target] = self._adapters[source]
         if self._session.execution_provider != CPU_PROVIDER:
             for buffer in self._kv.values():
                 self._session.copy(buffer.rows(source, 1), buffer.rows(target, 1))
@@ -182,6 +190,12 @@ class DecoderRunner:
         for buffer in self._kv.values():
             rows = host_view(buffer)  # [max_slots, kv_heads, max_len, head_dim]
             rows[target, :, :num_tokens] = rows[source, :, :num_tokens]
+
+    def set_adapter(self, slot: int, adapter: int) -> None:
+        """Compute a slot's sequence with an adapter. Raises `ValueError` for one that the model has not."""
+        if not 0 <= adapter <= self._geometry.num_adapters:
+            raise ValueError(f"expected an adapter from 0 to {self._geometry.num_adapters}, got {adapter}")
+        self._adapters[slot] = adapter
 
     def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
         """Let a slot's sequence attend to a source.
@@ -222,6 +236,8 @@ class DecoderRunner:
             view = buffer.rows(first, rows)
             binding.bind_input(f"past.{name}", view)
             binding.bind_output(f"present.{name}", view)
+        if self._geometry.num_adapters:
+            binding.bind_input("adapter", self._adapters[first : first + rows])
         if self._cross is not None:
             self._cross.bind(binding, first=first, rows=rows)
         return binding

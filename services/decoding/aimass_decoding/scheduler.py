@@ -374,10 +374,11 @@ class Scheduler:
             self._prefixes.drop(match.slot)
 
     def _scope_of(self, sequence: Sequence) -> Hashable:
-        """Return what a sequence may share its prompt with: all of its salt, or those of its own request."""
-        computes_whole = sequence.request.memory is not None or sequence.request.wants_prompt_logprobs
+        """Return what may share a sequence's prompt: all of its salt and adapter, or those of its request."""
+        request = sequence.request
+        computes_whole = request.memory is not None or request.wants_prompt_logprobs
         if self._config.max_kept_prefixes > 0 and not computes_whole:
-            return ("salt", sequence.request.cache_salt)
+            return ("salt", request.cache_salt, request.adapter)
         return None if sequence.group is None else ("group", sequence.group)
 
     def _match(self, prompt: Sequence) -> Match | None:

@@ -145,12 +145,13 @@ class Stepper:
         return logits[-1:]
 
     def _begin(self, step: PrefillStep | ForkStep) -> None:
-        """Bring into the slot what others' slots hold of the prompt, and the source that belongs to it."""
+        """Bring into the slot what others' slots hold of the prompt, and the adapter and source it needs."""
         sequence = step.sequence
         self._copy(step.moves)
         if sequence.prefill_ns:
             return
         sequence.prefill_ns = self._wall_clock_ns()
+        self._runner.set_adapter(sequence.slot, sequence.request.adapter)
         self._runner.set_memory(sequence.slot, sequence.request.memory)
         self.counters.num_reused_prompt_tokens += sequence.num_reused
 

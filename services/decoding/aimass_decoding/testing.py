@@ -31,10 +31,19 @@ LogitsOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
 """Gives the logits [vocab] that follow a sequence of tokens."""
 
 
-def fake_geometry(*, vocab_size: int = 32, max_positions: int = 64) -> DecoderGeometry:
+ADAPTER_STRIDE = 1000
+"""A fake decoder remembers a token as itself plus this times the number of the adapter it ran with."""
+
+
+def fake_geometry(*, vocab_size: int = 32, max_positions: int = 64, num_adapters: int = 0) -> DecoderGeometry:
     """Return the sizes of a decoder whose cache has room for one number a token."""
     return DecoderGeometry(
-        num_layers=1, num_kv_heads=1, head_dim=1, vocab_size=vocab_size, max_positions=max_positions
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=1,
+        vocab_size=vocab_size,
+        max_positions=max_positions,
+        num_adapters=num_adapters,
     )
 
 
@@ -103,7 +112,8 @@ class FakeDecoder:
         self, feeds: Mapping[str, NDArray[Any]], row: int, memory: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         positions = feeds["position_ids"][row]
-        memory[positions] = feeds["input_ids"][row]
+        adapter = feeds["adapter"][row] if "adapter" in feeds else 0
+        memory[positions] = feeds["input_ids"][row] + ADAPTER_STRIDE * adapter
         lengths = positions[feeds["last_idx"][row]] + 1
         return np.stack([self.logits_of(tuple(int(t) for t in memory[:length])) for length in lengths])
 
@@ -127,11 +137,12 @@ def fake_engine(
     *,
     vocab_size: int = 32,
     max_positions: int = 64,
+    num_adapters: int = 0,
     is_started: bool = True,
 ) -> Iterator[DecodingEngine]:
     """Run an engine on a fake decoder, and close it at the end."""
     fake = decoder if isinstance(decoder, FakeDecoder) else FakeDecoder(decoder)
-    geometry = fake_geometry(vocab_size=vocab_size, max_positions=max_positions)
+    geometry = fake_geometry(vocab_size=vocab_size, max_positions=max_positions, num_adapters=num_adapters)
     engine = DecodingEngine(
         fake.session(), geometry, config or EngineConfig(), model="fake", permit=ComputePermit()
     )
@@ -278,6 +289,9 @@ class TimedRunner:
 
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
         self._inner.copy_slot(source, target, num_tokens=num_tokens)
+
+    def set_adapter(self, slot: int, adapter: int) -> None:
+        self._inner.set_adapter(slot, adapter)
 
     def set_memory(self, slot: int, memory: SourceMemory | None) -> None:
         self._inner.set_memory(slot, memory)

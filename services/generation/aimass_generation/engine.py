@@ -173,7 +173,7 @@ class GenerationEngine:
 
         The PromptInfo comes with the first tokens: a request that is refused has sent nothing, so that a
         caller may try again. Raises `InvalidFields`, `InputTooLong`, `Overloaded`, `DeadlineExceeded`,
-        `Draining`, `ModelFailed`.
+        `Draining`, `ModelFailed`, `AdapterNotFound`.
         """
         observation = Observation(request, model=self._profile.name)
         try:
@@ -234,7 +234,7 @@ class GenerationEngine:
                     num_running -= 1
                     interest.lose(delta.index)  # The slot must not wait for a slow reader of the last words.
                 if is_first:
-                    yield _prompt_info(run.sequence, delta)
+                    yield _prompt_info(run, delta)
                     is_first = False
                 if text.text or text.token_ids or text.logprobs:
                     yield text
@@ -329,6 +329,7 @@ def _finish(run: _Run, assembler: TextAssembler, delta: TokenDelta) -> Generatio
     )
 
 
-def _prompt_info(sequence: SequenceRequest, first: TokenDelta) -> PromptInfo:
-    seed = None if sequence.sampling.is_greedy else sequence.sampling.seed
-    return PromptInfo(tuple(sequence.prompt_ids.tolist()), seed, first.prompt_logprobs)
+def _prompt_info(run: _Run, first: TokenDelta) -> PromptInfo:
+    sampling, prompt_ids = run.sequence.sampling, tuple(run.sequence.prompt_ids.tolist())
+    seed = None if sampling.is_greedy else sampling.seed
+    return PromptInfo(prompt_ids, seed, first.prompt_logprobs, run.request.adapter)

@@ -65,7 +65,11 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
     _check_tokenizer(prompts, bundle)
     config = context.config(GenerationConfig)
     decoding = DecodingEngine(
-        session, geometry_of(spec), context.config(EngineConfig), model=bundle.ref, permit=context.permit
+        session,
+        geometry_of(spec, num_adapters=len(bundle.manifest.adapters)),
+        context.config(EngineConfig),
+        model=bundle.ref,
+        permit=context.permit,
     )
     tokens = _with_encoder(decoding, bundle, context, config) if reads_source else _replayed(decoding, bundle)
     decoding.start()
@@ -154,6 +158,7 @@ def _profile(bundle: Bundle, config: GenerationConfig, tokens: DecodingEngine | 
         default_min_new_tokens=bundle.manifest.text2text.min_new_tokens,
         can_echo_logprobs=gives_every_position(bundle.manifest) and not reads_source,
         reads_source=reads_source,
+        adapters=tuple(adapter.name for adapter in bundle.manifest.adapters),
     )
 
 

@@ -68,6 +68,7 @@ def generation_request(
         cache_salt=request_pb.cache_salt,
         guidance=_guidance(request_pb.guidance) if request_pb.HasField("guidance") else None,
         beams=BeamOptions(**{field.name: value for field, value in request_pb.beams.ListFields()}),
+        adapter=request_pb.adapter,
     )
 
 
@@ -184,6 +185,7 @@ def _prompt_info_pb(info: PromptInfo, answerer: Answerer) -> pb.PromptInfo:
         seed=info.seed,
         prompt_token_ids=info.prompt_ids if answerer.wants_prompt_token_ids else (),
         prompt_logprobs=_logprob_pbs(info.prompt_logprobs),
+        adapter=info.adapter,
     )
 
 

@@ -33,6 +33,8 @@ class Observation:
                 "gen_ai.output.type": "text",
             }
         )
+        if request.adapter:
+            annotate({"aimass.adapter": request.adapter})
 
     def finished(self, finish: GenerationFinish) -> None:
         """Note how a text ended; the last of the request's texts to end counts in the metrics."""

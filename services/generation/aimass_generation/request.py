@@ -20,6 +20,7 @@ from aimass_generation.guidance import Guidance
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 
+MAX_ADAPTER_CHARS = 128
 MAX_TOOLS = 128
 MAX_TOOL_CHARS = 262_144
 _NOT_WITH_BEAMS = (
@@ -258,6 +259,8 @@ class GenerationRequest:
     """What the whole text must satisfy. Not together with `ignore_eos` or `allowed_token_ids`."""
     beams: BeamOptions = field(default_factory=BeamOptions)
     """A search excludes draws, guidance, log-probabilities, further sequences and changes of the logits."""
+    adapter: str = ""
+    """Name of the adapter to compute with; empty for the base model alone. At most 128 characters."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -274,6 +277,9 @@ class GenerationRequest:
         yield from _refusals(_sampled_sequence, {"num_sequences": self.num_sequences})
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             yield violation("time_limit", expected="more than 0 seconds", got=self.time_limit_s)
+        if len(self.adapter) > MAX_ADAPTER_CHARS:
+            expected = f"at most {MAX_ADAPTER_CHARS} characters"
+            yield violation("adapter", expected=expected, got=len(self.adapter))
         yield from self._guidance_violations()
         yield from self.beams.violations()
         if self.beams.asks_search:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from aimass_decoding.request import BeamParams, SamplingParams, SequenceRequest
-from aimass_serving.errors import InputTooLong, InvalidField
+from aimass_serving.errors import AdapterNotFound, InputTooLong, InvalidField
 from numpy.typing import NDArray
 
 from aimass_generation.request import GenerationRequest, OutputOptions, Prompt, SamplingOptions
@@ -37,6 +37,8 @@ class ModelProfile:
     """Whether the graph gives the logits of every prompt token."""
     reads_source: bool = False
     """Whether the prompt is a source that an encoder reads."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters beside the weights, in the order of their numbers, which begin at 1."""
 
 
 def check_token_ids(token_ids: tuple[int, ...], *, vocab_size: int, field: str) -> None:
@@ -61,9 +63,11 @@ class RequestResolver:
     ) -> SequenceRequest:
         """Return the sequence to run for prompt ids [num_tokens]; `arrived_s` is on `time.monotonic`.
 
-        Raises `InputTooLong` when the prompt leaves no room, `InvalidField` for what this model cannot do.
+        Raises `InputTooLong` when the prompt leaves no room, `InvalidField` for what this model cannot do,
+        `AdapterNotFound`.
         """
         stopping, output = request.stopping, request.output
+        adapter = self._adapter(request.adapter)
         self._refuse_echo(output)
         beams = self._beams(request)
         vocab_size = self._profile.vocab_size
@@ -97,7 +101,19 @@ class RequestResolver:
             time_limit_at_s=None if request.time_limit_s is None else arrived_s + request.time_limit_s,
             beams=beams,
             wants_prompt_logprobs=output.wants_prompt_logprobs,
+            adapter=adapter,
         )
+
+    def _adapter(self, name: str) -> int:
+        """Return the number of an adapter; 0 when none is asked for."""
+        profile = self._profile
+        if not name:
+            return 0
+        if not profile.adapters:
+            raise InvalidField("adapter", expected=f"none: {profile.name} has no adapters", got=name)
+        if name not in profile.adapters:
+            raise AdapterNotFound(name, model=profile.name, available=profile.adapters)
+        return profile.adapters.index(name) + 1
 
     def _max_new_tokens(self, request: GenerationRequest, prompt: Prompt, *, num_prompt_tokens: int) -> int:
         """Return the caller's bound, which must fit the context, or the default.

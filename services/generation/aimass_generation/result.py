@@ -30,6 +30,8 @@ class PromptInfo:
     """The seed in use; None when decoding is greedy."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Those of the prompt's tokens but the first, when asked for."""
+    adapter: str = ""
+    """Name of the adapter in use; empty for the base model alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import grpc
 from aimass.generation.v1 import generation_service_pb2 as pb
 from aimass.generation.v1 import generation_service_pb2_grpc as pb_grpc
 from aimass_serving.registry import ModelRegistry
-from aimass_serving.request_context import request_context
+from aimass_serving.request_context import log_field, request_context
 
 from aimass_generation.engine import GenerationEngine
 from aimass_generation.messages import Answerer, completion_pb, event_pb, generation_request, prompt
@@ -67,5 +67,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         call = request_context(context, request_pb.request_id)
         served = self._registry.get(request_pb.model)
         asked = generation_request(request_pb, request_id=call.request_id, deadline_s=call.deadline_s)
+        if asked.adapter:
+            log_field("adapter", asked.adapter)
         wants_ids = asked.output.wants_prompt_token_ids
         return served.engine, asked, Answerer(call.request_id, served.name, served.version, wants_ids)

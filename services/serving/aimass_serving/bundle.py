@@ -28,6 +28,7 @@ from aimass.model.v1.manifest_pb2 import (
     Graph,
     ModelManifest,
     ParityMeasure,
+    ParityRecord,
 )
 from google.protobuf import json_format
 from numpy.typing import NDArray
@@ -155,6 +156,9 @@ def _manifest_problems(manifest: ModelManifest) -> Iterator[str]:
         yield "a model for text generation needs `decoder` in its manifest"
     if manifest.task == TASK_EMBEDDING and not manifest.HasField("encoder"):
         yield "a model for embedding needs `encoder` in its manifest"
+    names = [adapter.name for adapter in manifest.adapters]
+    if len(set(names)) != len(names) or not all(map(NAME_PATTERN.fullmatch, names)):
+        yield f"expected adapters with names of their own, got {names}"
     paths = [file.path for file in manifest.files]
     if len(set(paths)) != len(paths):
         yield "the manifest lists a file twice"
@@ -209,11 +213,17 @@ def _has_checksum(root: Path, file: BundleFile) -> bool:
 
 
 def _unproven(manifest: ModelManifest) -> Iterator[str]:
-    if not manifest.parity.measures:
-        yield "the export recorded no parity with PyTorch"
-    for measure in manifest.parity.measures:
+    yield from _unproven_record(manifest.parity, of="")
+    for adapter in manifest.adapters:
+        yield from _unproven_record(adapter.parity, of=f" of adapter {adapter.name}")
+
+
+def _unproven_record(record: ParityRecord, *, of: str) -> Iterator[str]:
+    if not record.measures:
+        yield f"the export recorded no parity{of} with PyTorch"
+    for measure in record.measures:
         if not _holds(measure):
-            yield f"parity {measure.name} is {measure.value:g}, outside its bound {measure.bound:g}"
+            yield f"parity {measure.name}{of} is {measure.value:g}, outside its bound {measure.bound:g}"
 
 
 def _holds(measure: ParityMeasure) -> bool:

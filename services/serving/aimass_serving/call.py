@@ -46,6 +46,8 @@ class Call:
     """On the monotonic clock."""
     request_id: str = ""
     outcome: Outcome = field(default_factory=Outcome)
+    log_fields: dict[str, str] = field(default_factory=dict)
+    """What the service adds to the call's log line."""
 
     def __post_init__(self) -> None:
         """Take the caller's name for the request from the metadata, or choose one."""

@@ -37,6 +37,7 @@ ERRORS: Mapping[str, Callable[[], Exception]] = {
     "MALFORMED_MESSAGE": lambda: errors.MalformedMessage("GetModelRequest", detail="bad UTF-8"),
     "MESSAGE_TOO_LARGE": lambda: errors.MessageTooLarge("GetModelRequest", num_bytes=9, max_bytes=8),
     "MODEL_NOT_FOUND": lambda: errors.ModelNotFound("m", available=["n"]),
+    "ADAPTER_NOT_FOUND": lambda: errors.AdapterNotFound("a", model="m", available=["b"]),
     "MODEL_NOT_READY": lambda: errors.ModelNotReady("m", state="loading"),
     "WRONG_TASK": lambda: errors.WrongTask("m", expected="embedding", got="text generation"),
     "MODEL_FAILED": lambda: errors.ModelFailed("m", detail="not a number"),

@@ -7,6 +7,7 @@
     ├── MalformedMessage     MALFORMED_MESSAGE    bytes that are not what their type says
     ├── MessageTooLarge      MESSAGE_TOO_LARGE    more bytes than the server takes
     ├── ModelNotFound        MODEL_NOT_FOUND
+    ├── AdapterNotFound      ADAPTER_NOT_FOUND    the model has no adapter of that name
     ├── ModelNotReady        MODEL_NOT_READY
     ├── WrongTask            WRONG_TASK
     ├── ModelFailed          MODEL_FAILED         the graph failed or gave values that are not numbers
@@ -114,6 +115,16 @@ class ModelNotFound(AimassError):
     def __init__(self, model: str, *, available: Iterable[str]) -> None:
         names = ", ".join(sorted(available)) or "none"
         super().__init__(f"model {shown(model)} is not served here; available: {names}")
+
+
+class AdapterNotFound(AimassError):
+    """The model has no adapter of that name."""
+
+    reason = "ADAPTER_NOT_FOUND"
+
+    def __init__(self, adapter: str, *, model: str, available: Iterable[str]) -> None:
+        names = ", ".join(sorted(available))
+        super().__init__(f"model {shown(model)} has no adapter {shown(adapter)}; available: {names}")
 
 
 class ModelNotReady(AimassError):

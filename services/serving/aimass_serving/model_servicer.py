@@ -50,6 +50,7 @@ def model_pb(served: ServedModel[Any]) -> model_service_pb2.Model:
         parity=manifest.parity,
         licence=manifest.licence,
         source=manifest.source,
+        adapters=manifest.adapters,
     )
     if served.is_ready:
         model.execution_provider = served.engine.execution_provider

@@ -35,6 +35,13 @@ def request_context(grpc_context: Any, request_id_field: str = "") -> RequestCon
     return RequestContext(call.request_id, call.deadline_s, call.received_ns)
 
 
+def log_field(name: str, value: str) -> None:
+    """Let the log line of the running call say this too. Nothing of what was asked or answered."""
+    call = current_call.get(None)
+    if call is not None:
+        call.log_fields[name] = value
+
+
 def _deadline_s(grpc_context: Any) -> float | None:
     remaining_s = grpc_context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s

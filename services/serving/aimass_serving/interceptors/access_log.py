@@ -29,6 +29,7 @@ def _fields(call: Call, duration_ms: float) -> dict[str, str | float]:
         "status": call.outcome.status_code,
         "ms": round(duration_ms, 1),
         "peer": call.peer,
+        **call.log_fields,
     }
     if call.outcome.reason:
         fields["reason"] = call.outcome.reason

@@ -31,6 +31,7 @@ STATUS_OF_REASON: Mapping[str, grpc.StatusCode] = {
     "MALFORMED_MESSAGE": grpc.StatusCode.INVALID_ARGUMENT,
     "MESSAGE_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "ADAPTER_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "MODEL_NOT_READY": grpc.StatusCode.UNAVAILABLE,
     "DRAINING": grpc.StatusCode.UNAVAILABLE,
     "WRONG_TASK": grpc.StatusCode.FAILED_PRECONDITION,
