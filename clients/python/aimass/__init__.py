@@ -31,7 +31,7 @@ from aimass.generation_options import GenerationOptions
 from aimass.health_check import HealthStatus, health
 from aimass.image_labels import ImageLabels, ImageOptions, LabelledImages
 from aimass.keyword_stream import Keyword, KeywordStream, SpottedKeyword
-from aimass.model_client import Model, ModelClient, ModelLimits, ModelState, ParityMeasure
+from aimass.model_client import Adapter, Model, ModelClient, ModelLimits, ModelState, ParityMeasure
 from aimass.next_sentences import NextSentence, NextSentences
 from aimass.prompt import ChatMessage, ChatPrompt, Prompt
 from aimass.question_answers import Answer, AnsweredQuestions, AnswerOptions, QuestionAnswers
@@ -80,6 +80,7 @@ from aimass.vectors import VectorDtype
 from aimass.zero_shot_options import ZeroShotOptions
 
 __all__ = [
+    "Adapter",
     "Aggregation",
     "Alternative",
     "Answer",

@@ -39,6 +39,8 @@ class PromptInfo:
     """Empty unless asked for."""
     prompt_logprobs: Sequence[TokenLogprob] = ()
     """Empty unless asked for; one entry for each token of the prompt but the first."""
+    adapter: str = ""
+    """The adapter in use; empty for the base model alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def prompt_info_of(info_pb: pb.PromptInfo) -> PromptInfo:
         seed=info_pb.seed if info_pb.HasField("seed") else None,
         prompt_token_ids=tuple(info_pb.prompt_token_ids),
         prompt_logprobs=tuple(_logprob_of(entry) for entry in info_pb.prompt_logprobs),
+        adapter=info_pb.adapter,
     )
 
 

@@ -4,6 +4,7 @@
     ├── InvalidRequest       a field outside its range; `violations` names each
     │   └── InputTooLong     more tokens than fit
     ├── ModelNotFound
+    ├── AdapterNotFound      the model has no adapter of that name
     ├── FailedPrecondition   wrong task, bad bundle, device not there
     ├── ResourceExhausted
     │   ├── Overloaded       come back after `retry_after_s`
@@ -128,6 +129,10 @@ class ModelNotFound(RpcError):
     """No model of that name, or no such version, is served there."""
 
 
+class AdapterNotFound(RpcError):
+    """The model has no adapter of that name; the message names those it has."""
+
+
 class FailedPrecondition(RpcError):
     """The model serves another task, its bundle is bad, or its device is not there."""
 
@@ -181,6 +186,7 @@ _BY_REASON: Mapping[str, type[RpcError]] = {
     "MALFORMED_MESSAGE": InvalidRequest,
     "INPUT_TOO_LONG": InputTooLong,
     "MODEL_NOT_FOUND": ModelNotFound,
+    "ADAPTER_NOT_FOUND": AdapterNotFound,
     "MODEL_NOT_READY": ModelNotReady,
     "WRONG_TASK": FailedPrecondition,
     "BAD_BUNDLE": FailedPrecondition,

@@ -36,7 +36,7 @@ _STOPPING_FIELDS = (
 _GUIDANCE_FIELDS = ("json_schema", "json_object", "regex", "grammar")
 _FORMS = (*_GUIDANCE_FIELDS, "choice")
 _BEAM_FIELDS = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
-_REQUEST_FIELDS = ("priority", "request_id", "num_sequences", "cache_salt")
+_REQUEST_FIELDS = ("priority", "request_id", "num_sequences", "cache_salt", "adapter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,8 @@ class GenerationOptions:
     """Continue the prompt this many times, side by side. Range 1 to 16; above 1 only with a temperature."""
     cache_salt: str | None = None
     """Only prompts with the same salt share what the server computed of them. At most 256 characters."""
+    adapter: str | None = None
+    """Name of one of the model's adapters to compute with; None computes with the base model alone."""
     request_id: str | None = None
     """The caller's name for the request in logs and traces."""
 

@@ -35,6 +35,19 @@ class ParityMeasure:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that requests to a model may name."""
+
+    name: str
+    rank: int
+    """Largest rank among its layers."""
+    targets: Sequence[str]
+    """Kinds of layers that it changes."""
+    licence: str
+    parity: Sequence[ParityMeasure]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLimits:
     """What a request must stay within; 0 where a limit does not apply."""
 
@@ -69,6 +82,8 @@ class Model:
     parity_reference: str
     """What parity was measured against."""
     parity: Sequence[ParityMeasure]
+    adapters: Sequence[Adapter] = ()
+    """Adapters that a request may name."""
 
     @property
     def is_ready(self) -> bool:
@@ -116,7 +131,18 @@ def _model_of(model_pb: pb.Model) -> Model:
         source=model_pb.source,
         limits=_limits_of(model_pb.limits),
         parity_reference=model_pb.parity.reference,
-        parity=tuple(_measure_of(measure_pb) for measure_pb in model_pb.parity.measures),
+        parity=_measures_of(model_pb.parity),
+        adapters=tuple(_adapter_of(adapter_pb) for adapter_pb in model_pb.adapters),
+    )
+
+
+def _adapter_of(adapter_pb: manifest_pb2.AdapterSpec) -> Adapter:
+    return Adapter(
+        name=adapter_pb.name,
+        rank=adapter_pb.rank,
+        targets=tuple(adapter_pb.targets),
+        licence=adapter_pb.licence,
+        parity=_measures_of(adapter_pb.parity),
     )
 
 
@@ -127,6 +153,10 @@ def _limits_of(limits_pb: pb.ModelLimits) -> ModelLimits:
         max_batch_items=limits_pb.max_batch_items,
         dimensions=limits_pb.dimensions,
     )
+
+
+def _measures_of(parity_pb: manifest_pb2.ParityRecord) -> Sequence[ParityMeasure]:
+    return tuple(_measure_of(measure_pb) for measure_pb in parity_pb.measures)
 
 
 def _measure_of(measure_pb: manifest_pb2.ParityMeasure) -> ParityMeasure:

@@ -38,6 +38,8 @@ export interface GenerationRequest {
   readonly guidance?: MessageInitShape<typeof GuidanceOptionsSchema>;
   /** Search with beams; the text then comes whole, in one delta. */
   readonly beams?: MessageInitShape<typeof BeamOptionsSchema>;
+  /** Name of one of the model's adapters to compute with; the base model alone when left out. */
+  readonly adapter?: string;
   /** Only prompts with the same salt share what the server computed of them. */
   readonly cacheSalt?: string;
   /** A higher number is served earlier. */

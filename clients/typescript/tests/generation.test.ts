@@ -111,6 +111,7 @@ test("every form of prompt and every option reaches the server", async (t) => {
       output: { logprobs: true, promptLogprobs: true },
       guidance: { form: { case: "regex", value: "a+" } },
       beams: { numBeams: 2, noRepeatNgramSize: 0 },
+      adapter: "tone",
       cacheSalt: "s",
       priority: -3,
       timeLimitMs: 1500,
@@ -137,7 +138,7 @@ test("every form of prompt and every option reaches the server", async (t) => {
   assert.deepEqual(request.guidance?.form, { case: "regex", value: "a+" });
   assert.deepEqual([request.beams?.numBeams, request.beams?.noRepeatNgramSize], [2, 0]);
   assert.equal(request.beams?.lengthPenalty, undefined);
-  assert.equal(request.cacheSalt, "s");
+  assert.deepEqual([request.adapter, request.cacheSalt], ["tone", "s"]);
 });
 
 test("tokenize and detokenize give ids and text", async (t) => {

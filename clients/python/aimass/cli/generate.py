@@ -97,6 +97,7 @@ def completion_object(completion: Completion) -> dict[str, object]:
         "prompt_logprobs": _logprob_objects(info.prompt_logprobs),
         "model": info.model,
         "model_version": info.model_version,
+        "adapter": info.adapter,
         "seed": info.seed,
         "request_id": info.request_id,
     }

@@ -85,6 +85,10 @@ EarlyStopping = Annotated[
 ]
 NoRepeatNgramSize = Annotated[int | None, _beams("No run of this many tokens occurs twice.")]
 Priority = Annotated[int | None, typer.Option(help="A higher number is served earlier.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="Adapter of the model to compute with, by its name; the base model when omitted."),
+]
 CacheSalt = Annotated[
     str | None, typer.Option(help="Share what is computed of the prompt with this salt only.")
 ]
@@ -184,11 +188,12 @@ def _beam_options(
 def _request_options(
     options: GenerationOptions,
     *,
+    adapter: Adapter = None,
     priority: Priority = None,
     cache_salt: CacheSalt = None,
     request_id: RequestId = None,
 ) -> GenerationOptions:
-    return replace(options, priority=priority, cache_salt=cache_salt, request_id=request_id)
+    return replace(options, adapter=adapter, priority=priority, cache_salt=cache_salt, request_id=request_id)
 
 
 _GROUPS: tuple[Callable[..., GenerationOptions], ...] = (

@@ -101,6 +101,7 @@ def _model_object(model: Model) -> dict[str, object]:
         "state": str(model.state),
         "state_detail": model.state_detail,
         "verified": model.is_verified,
+        "adapters": [adapter.name for adapter in model.adapters],
     }
 
 
