@@ -129,6 +129,7 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
         request_id="r",
         num_sequences=3,
         cache_salt="s",
+        adapter="tone",
         beams={"num_beams": 1, "length_penalty": 0.5, "early_stopping": False, "no_repeat_ngram_size": 0},
     )
     not_together = {"guidance"}
@@ -138,7 +139,7 @@ def test_a_full_request_arrives_with_every_field(message: Any) -> None:
     assert asked.sampling == SamplingOptions(
         0.5, 7, 0.25, 0.125, 1.5, 2**64 - 1, 0.75, -0.5, 0.5, {3: 1.5}, (3, 4)
     )
-    assert (asked.num_sequences, asked.cache_salt) == (3, "s")
+    assert (asked.num_sequences, asked.cache_salt, asked.adapter) == (3, "s", "tone")
     assert asked.stopping == StoppingOptions(9, 2, ("a", "b"), (3, 4), True, True)
     assert asked.output == OutputOptions(True, True, 5, True, True)
     assert asked.prompt == ChatPrompt((ChatMessage("tool", "hi", ("{}",), "t"),), ('{"a": 1}',))

@@ -28,7 +28,8 @@ FLAGS = tuple(
             "1.5 --frequency-penalty -0.5 --presence-penalty 0.5 --logit-bias 7=-100 --logit-bias 8=2.5",
             "--allowed-token 7 --allowed-token 8 --seed 9 --max-new-tokens 6 --min-new-tokens 2 --stop x",
             "--stop-token 4 --include-stop --ignore-eos --time-limit 1.5 --num-beams 3 --length-penalty -0.5",
-            "--no-early-stopping --no-repeat-ngram-size 2 --priority -4 --cache-salt s --request-id r",
+            "--no-early-stopping --no-repeat-ngram-size 2 --priority -4 --cache-salt s",
+            "--adapter tone --request-id r",
         )
     ).split()
 )
@@ -58,6 +59,7 @@ WANTED: dict[str, Any] = {
     "time_limit": "1.500s",
     "priority": -4,
     "cache_salt": "s",
+    "adapter": "tone",
     "request_id": "r",
 }
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from aimass.common.v1 import error_pb2
 from aimass.errors import (
+    AdapterNotFound,
     Cancelled,
     DeadlineExceeded,
     Draining,
@@ -66,6 +67,7 @@ def failed(fail: Fail, *more_trailers: tuple[str, str]) -> RpcError:
         ("MALFORMED_MESSAGE", grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
         ("INPUT_TOO_LONG", grpc.StatusCode.INVALID_ARGUMENT, InputTooLong),
         ("MODEL_NOT_FOUND", grpc.StatusCode.NOT_FOUND, ModelNotFound),
+        ("ADAPTER_NOT_FOUND", grpc.StatusCode.NOT_FOUND, AdapterNotFound),
         ("MODEL_NOT_READY", grpc.StatusCode.UNAVAILABLE, ModelNotReady),
         ("DRAINING", grpc.StatusCode.UNAVAILABLE, Draining),
         ("WRONG_TASK", grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),

@@ -81,6 +81,7 @@ def test_options_that_are_set_arrive() -> None:
             allowed_token_ids=[3, 4],
             num_sequences=2,
             cache_salt="tenant",
+            adapter="tone",
             priority=-3,
             time_limit_s=1.25,
             request_id="mine",
@@ -93,7 +94,7 @@ def test_options_that_are_set_arrive() -> None:
     assert not request.sampling.HasField("frequency_penalty")
     assert dict(request.sampling.logit_bias) == {3: -1.5}
     assert list(request.sampling.allowed_token_ids) == [3, 4]
-    assert (request.num_sequences, request.cache_salt) == (2, "tenant")
+    assert (request.num_sequences, request.cache_salt, request.adapter) == (2, "tenant", "tone")
     assert list(request.stopping.stop_strings) == ["a", "b"]
     assert list(request.stopping.stop_token_ids) == [3]
     assert (request.output.logprobs, request.output.top_logprobs) == (True, 2)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from aimass_decoding.golden import replay_golden
 from aimass_decoding.runner import DecoderRunner
-from aimass_decoding.testing import FakeDecoder, LogitsOf, fake_geometry, hashed_logits
+from aimass_decoding.testing import (
+    ADAPTER_STRIDE,
+    FakeDecoder,
+    LogitsOf,
+    fake_geometry,
+    hashed_logits,
+)
 from aimass_serving.errors import BadBundle
 from numpy.typing import NDArray
 
@@ -62,3 +68,27 @@ def test_golden_data_that_does_not_fit_the_graph_is_a_bad_bundle(changes: dict[s
 def test_golden_data_without_logits_is_a_bad_bundle() -> None:
     with pytest.raises(BadBundle, match="does not run"):
         replay_golden(runner(), {"prompt_ids": np.array([1])}, bundle="m@1")
+
+
+def golden_with(*adapters: int) -> dict[str, NDArray[Any]]:
+    """Return what the prompt gives with each of these adapters, after what it gives without one."""
+    prompts = [tuple(token + ADAPTER_STRIDE * adapter for token in range(1, 6)) for adapter in adapters]
+    logits, tolerances = np.stack([LOGITS(prompt) for prompt in prompts]), np.full(len(adapters), 1e-3)
+    return golden(adapter_logits=logits, adapter_tolerances=tolerances)
+
+
+def adapted_runner() -> DecoderRunner:
+    geometry = fake_geometry(num_adapters=2)
+    return DecoderRunner(FakeDecoder(LOGITS).session(), geometry, max_slots=2, max_len=16)
+
+
+def test_the_golden_prompt_is_replayed_with_every_adapter() -> None:
+    replay_golden(adapted_runner(), golden_with(1, 2), bundle="m@1", num_adapters=2)
+    with pytest.raises(BadBundle, match="differ"):
+        replay_golden(adapted_runner(), golden_with(1, 1), bundle="m@1", num_adapters=2)
+
+
+@pytest.mark.parametrize("data", [golden_with(1), golden_with(1, 2, 2), golden()])
+def test_golden_data_of_other_adapters_is_a_bad_bundle(data: dict[str, NDArray[Any]]) -> None:
+    with pytest.raises(BadBundle, match="adapter"):
+        replay_golden(adapted_runner(), data, bundle="m@1", num_adapters=2)

@@ -91,6 +91,7 @@ def test_a_number_of_sequences_out_of_range_is_refused(count: int) -> None:
 
 def test_a_salt_that_is_too_long_is_refused() -> None:
     assert refused_fields(cache_salt="s" * 257) == ["cache_salt"]
+    assert refused_fields(adapter="a" * 129) == ["adapter"]
 
 
 @pytest.mark.parametrize("count", [-1, 21])

@@ -107,6 +107,26 @@ def test_manifest_path_that_leaves_the_folder_is_refused(tmp_path: Path, path: s
     assert "expected a plain path inside the bundle" in refusal(folder, allow_unverified=True)
 
 
+@pytest.mark.parametrize("names", [["tone", "tone"], ["To ne"], [""]])
+def test_adapters_without_names_of_their_own_are_refused(tmp_path: Path, names: list[str]) -> None:
+    folder = write_bundle(tmp_path, "m")
+    edit_manifest(folder, lambda manifest: [manifest.adapters.add(name=name) for name in names])
+    assert "expected adapters with names of their own" in refusal(folder, allow_unverified=True)
+
+
+def test_adapter_without_parity_or_outside_its_bound_is_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path, "m")
+    edit_manifest(folder, lambda manifest: manifest.adapters.add(name="tone"))
+    assert "no parity of adapter tone" in refusal(folder)
+
+    def drift(manifest: ModelManifest) -> None:
+        manifest.adapters[0].parity.CopyFrom(manifest.parity)
+        manifest.adapters[0].parity.measures[0].value = 9
+
+    edit_manifest(folder, drift)
+    assert "of adapter tone is 9, outside its bound" in refusal(folder)
+
+
 def test_folder_listed_as_a_file_is_refused(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path, "m", files={"sub/weights.bin": b"abc"})
     edit_manifest(folder, lambda manifest: manifest.files.add(path="sub"))

@@ -20,6 +20,7 @@ EXPECTED: Mapping[str, grpc.StatusCode] = {
     "INPUT_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
     "MALFORMED_MESSAGE": grpc.StatusCode.INVALID_ARGUMENT,
     "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "ADAPTER_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "MODEL_NOT_READY": grpc.StatusCode.UNAVAILABLE,
     "DRAINING": grpc.StatusCode.UNAVAILABLE,
     "WRONG_TASK": grpc.StatusCode.FAILED_PRECONDITION,
