@@ -27,7 +27,7 @@ from aimass_exporters.decoders.decoder_parity import (
     measure_held_out,
     measure_logits,
 )
-from aimass_exporters.graphs.adapted_products import AdapterTerms
+from aimass_exporters.graphs.adapted_products import AdapterTerms, is_adapter_factor
 from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_graph
 from aimass_exporters.precision import DECODER_BOUNDS, Precision
 from aimass_exporters.progress import Progress
@@ -100,7 +100,8 @@ def _write_graph(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
         floating = export_decoder(model, Path(scratch), adapters)
         progress.stage("quantise the weights")
-        quantize_graph(floating, draft / GRAPH_FILE, _WEIGHT_BITS[precision], progress)
+        target, bits = draft / GRAPH_FILE, _WEIGHT_BITS[precision]
+        quantize_graph(floating, target, bits, progress, stays_float=is_adapter_factor)
     return draft / GRAPH_FILE
 
 

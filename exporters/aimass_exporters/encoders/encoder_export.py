@@ -7,6 +7,7 @@ packed.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnxruntime.transformers.optimizer import optimize_model
 from optimum.exporters.onnx.convert import onnx_export_from_model
 
 from aimass_exporters.errors import UnsupportedModel
+from aimass_exporters.graphs.cpu_operators import use_cpu_operators
 from aimass_exporters.graphs.external_file import save_graph
 from aimass_exporters.graphs.tracing import quiet_tracing
 from aimass_exporters.precision import Precision
@@ -27,6 +29,19 @@ if TYPE_CHECKING:
 GRAPH_FILE = "encoder.onnx"
 _FUSION_MODEL = "bert"  # the optimiser's name for every encoder with BERT's blocks
 _OUTPUT = "last_hidden_state"
+FUSED_OPERATORS = frozenset(
+    {
+        "Attention",
+        "BiasGelu",
+        "EmbedLayerNormalization",
+        "FastGelu",
+        "Gelu",
+        "LayerNormalization",
+        "MultiHeadAttention",
+        "SkipLayerNormalization",
+    }
+)
+"""Operators that stand for several of the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +69,12 @@ def export_encoder(
     with tempfile.TemporaryDirectory(prefix=".encoder-", dir=folder) as scratch, quiet_tracing():
         raw = _export(model, Path(scratch), task)
         optimized = _optimize(raw, model, precision)
-        fused = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
+        _keep_only(optimized, outputs)
         if precision is Precision.FP16:
             optimized.convert_float_to_float16(keep_io_types=True)
-        _keep_only(optimized, outputs)
+        else:
+            use_cpu_operators(optimized.model)
+        fused = Counter(n.op_type for n in optimized.model.graph.node if n.op_type in FUSED_OPERATORS)
         path = save_graph(optimized.model, folder / GRAPH_FILE)
     return EncoderGraph(path, fused)
 
@@ -74,8 +91,11 @@ def _export(model: PreTrainedModel, folder: Path, task: str) -> Path:
 
 def _optimize(raw: Path, model: PreTrainedModel, precision: Precision) -> Any:
     options = FusionOptions(_FUSION_MODEL)
-    # The Attention operator packs its three weights, where the quantiser cannot reach them.
-    options.use_multi_head_attention = precision.is_quantized
+    if precision is not Precision.FP16:  # fp16 is for CUDA, whose kernels are made for what follows
+        options.use_multi_head_attention = True
+        options.use_raw_attention_mask(True)
+        options.enable_embed_layer_norm = False
+        options.enable_bias_gelu = False
     return optimize_model(
         str(raw),
         model_type=_FUSION_MODEL,

@@ -43,9 +43,11 @@ def write_encoder_graph(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
         model = onnx.load(export(Path(scratch)))
     progress.stage("quantise the weights")
+    float_weights = set[str]()
     if precision is Precision.INT8:
-        quantize_statically(model, typical())
-    quantize_model(model, draft / GRAPH_FILE, _WEIGHT_BITS[precision], progress)
+        float_weights = quantize_statically(model, typical()).float_weights
+    target, bits = draft / GRAPH_FILE, _WEIGHT_BITS[precision]
+    quantize_model(model, target, bits, progress, stays_float=float_weights.__contains__)
     return draft / GRAPH_FILE
 
 

@@ -7,7 +7,7 @@ with the output layer shares its integers too (GatherBlockQuantized), so that ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from aimass_exporters.errors import QuantizationIncomplete
-from aimass_exporters.graphs.adapted_products import is_adapter_factor
 from aimass_exporters.graphs.block_quantization import BlockQuantized, quantize_blocks
 from aimass_exporters.graphs.external_file import save_graph
 from aimass_exporters.progress import Progress
@@ -28,6 +27,13 @@ the batch.
 """
 _DOMAIN = "com.microsoft"
 _PACKED_ATTENTION = frozenset({"Attention", "DecoderMaskedSelfAttention", "PackedAttention", "QAttention"})
+
+StaysFloat = Callable[[str], bool]
+"""Tells of the name of a weight whether it is float on purpose."""
+
+
+def _nothing(_name: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +47,28 @@ class WeightBits:
     """
 
 
-def quantize_graph(source: Path, target: Path, bits: WeightBits, progress: Progress) -> None:
-    """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps its float
-    weights.
+def quantize_graph(
+    source: Path, target: Path, bits: WeightBits, progress: Progress, *, stays_float: StaysFloat = _nothing
+) -> None:
+    """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps float weights
+    that do not stay float.
     """
-    quantize_model(onnx.load(source), target, bits, progress)
+    quantize_model(onnx.load(source), target, bits, progress, stays_float=stays_float)
 
 
-def quantize_model(model: onnx.ModelProto, target: Path, bits: WeightBits, progress: Progress) -> None:
+def quantize_model(
+    model: onnx.ModelProto,
+    target: Path,
+    bits: WeightBits,
+    progress: Progress,
+    *,
+    stays_float: StaysFloat = _nothing,
+) -> None:
     """Quantise a loaded graph, which is used up, and write it. Errors as `quantize_graph`."""
-    quantizer = GraphQuantizer(model, bits)
+    quantizer = GraphQuantizer(model, bits, stays_float=stays_float)
     for done, total in quantizer.run():
         progress.advance(done, total)
-    if left := list(float_products(model)):
+    if left := list(float_products(model, stays_float=stays_float)):
         raise QuantizationIncomplete(left=left)
     save_graph(model, target)
 
@@ -61,9 +76,12 @@ def quantize_model(model: onnx.ModelProto, target: Path, bits: WeightBits, progr
 class GraphQuantizer:
     """Quantises one graph in place. Owns it until `run` is exhausted."""
 
-    def __init__(self, model: onnx.ModelProto, bits: WeightBits) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, bits: WeightBits, *, stays_float: StaysFloat = _nothing
+    ) -> None:
         self._graph = model.graph
         self._bits = bits
+        self._stays_float = stays_float
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         self._producers = producers(self._graph)
         self._quantized: dict[str, BlockQuantized] = {}
@@ -84,7 +102,7 @@ class GraphQuantizer:
         drop_unused(self._graph)
 
     def _replacement(self, node: NodeProto) -> list[NodeProto]:
-        if not is_plain_product(node) or is_adapter_factor(node.input[1]):
+        if not is_plain_product(node) or self._stays_float(node.input[1]):
             return [node]
         name, is_transposed = self._constant(node.input[1])
         if name is None or len(self._weights[name].dims) != 2:
@@ -190,16 +208,12 @@ def producers(graph: onnx.GraphProto) -> dict[str, NodeProto]:
     return {output: node for node in graph.node for output in node.output}
 
 
-def float_products(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield the names of matrix products that still have constant float weights of two dimensions, factors of
-    adapters excepted.
+def float_products(model: onnx.ModelProto, *, stays_float: StaysFloat = _nothing) -> Iterator[str]:
+    """Yield the names of matrix products that still have constant float weights of two dimensions, other
+    than those that stay float.
     """
     graph = model.graph
-    weights = {
-        tensor.name
-        for tensor in graph.initializer
-        if len(tensor.dims) == 2 and not is_adapter_factor(tensor.name)
-    }
+    weights = {t.name for t in graph.initializer if len(t.dims) == 2 and not stays_float(t.name)}
     made_by = producers(graph)
     for node in graph.node:
         is_product = node.op_type in ("MatMul", "Gemm") or node.op_type in _PACKED_ATTENTION
