@@ -105,9 +105,9 @@ class FastEmbed:
         from fastembed import TextEmbedding
 
         if num_threads not in self._models:
-            self._models[num_threads] = TextEmbedding(
-                "bench/minilm", specific_model_path=self._folder, threads=num_threads
-            )
+            model: Any = TextEmbedding("bench/minilm", specific_model_path=self._folder, threads=num_threads)
+            model.model.tokenizer.enable_truncation(256)  # it would cut at 128, and do half of the work
+            self._models[num_threads] = model
         model = self._models[num_threads]
 
         def encode(texts: Sequence[str]) -> Vectors:

@@ -30,7 +30,7 @@ def use_cpu_operators(model: onnx.ModelProto) -> None:
     if opset.version < _OLDEST_OPSET:
         return
     opset.version = max(opset.version, ATTENTION_OPSET)
-    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
+    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([opset]))
     _Rewriter(model.graph).run()
     drop_unused(model.graph)
 

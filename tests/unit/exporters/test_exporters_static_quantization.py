@@ -10,16 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from aimass_exporters.graphs.external_file import save_graph
-from aimass_exporters.graphs.static_quantization import (
+from aimass_exporters.graphs.activation_levels import (
     MAX_ERROR,
+    NUM_OUTLIERS,
     ActivationLevels,
     IntegerWeights,
     Observed,
     best_levels,
     product_error,
-    quantize_statically,
 )
+from aimass_exporters.graphs.external_file import save_graph
+from aimass_exporters.graphs.static_quantization import quantize_statically
 from onnx import TensorProto, helper, numpy_helper
 
 HIDDEN = 48
@@ -68,7 +69,7 @@ def _observed(rows: np.ndarray) -> Observed:
 def test_an_inner_product_becomes_integers_and_the_last_one_stays(tmp_path: Path) -> None:
     model = _model()
     expected = _run(model, _feeds(9), tmp_path)
-    assert quantize_statically(model, [_feeds(0), _feeds(1)]) == ["h"]
+    assert quantize_statically(model, [_feeds(0), _feeds(1)]).replaced == ["h"]
     operators = [node.op_type for node in model.graph.node]
     assert operators == ["Mul", "QuantizeLinear", "MatMulIntegerToFloat", "Gelu", "MatMul"]
     assert "inner" not in {tensor.name for tensor in model.graph.initializer}
@@ -105,7 +106,7 @@ def test_a_product_that_would_lose_too_much_stays_float() -> None:
     feeds = _feeds(0)
     feeds["x"][0, 0] = 3e4  # one token in every channel: nothing to shift, and 255 levels are too few
     model = _model()
-    assert quantize_statically(model, [feeds]) == []
+    assert quantize_statically(model, [feeds]).replaced == []
     assert [node.op_type for node in model.graph.node] == ["MatMul", "Gelu", "MatMul"]
 
 
@@ -125,3 +126,59 @@ def test_every_observed_number_moves_by_at_most_half_a_level(strength: float) ->
     assert np.abs(levels.rounded(rows) - smoothed).max() <= levels.scale * 1.01
     weights = IntegerWeights.of(INNER)
     assert (np.abs(weights.dequantized() - INNER) <= weights.scales * 0.501).all()
+
+
+def _narrowing_model(after: list[onnx.NodeProto], *, wide: np.ndarray) -> onnx.ModelProto:
+    """Return a product with more inputs than outputs, what follows it, and the product of the output."""
+    bias = np.linspace(-1, 1, wide.shape[1], dtype=np.float32)
+    last = (np.random.default_rng(4).normal(size=(wide.shape[1], 5)) / 3).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "wide"], ["h"]),
+        *after,
+        helper.make_node("MatMul", ["g", "last"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "narrowing",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "seq", HIDDEN]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "seq"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "seq", 5])],
+        [numpy_helper.from_array(a, n) for n, a in (("wide", wide), ("bias", bias), ("last", last))],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+ADDED = [helper.make_node("Add", ["bias", "h"], ["g"])]
+
+
+@pytest.mark.parametrize("num_outputs", [8, HIDDEN])
+def test_a_product_takes_the_bias_that_follows_it(num_outputs: int, tmp_path: Path) -> None:
+    model = _narrowing_model(ADDED, wide=INNER[:, :num_outputs].copy())
+    expected = _run(model, _feeds(9), tmp_path)
+    quantize_statically(model, [_feeds(0), _feeds(1)])
+    product = next(node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat")
+    assert product.input[6] == "bias"
+    assert "Add" not in {node.op_type for node in model.graph.node}
+    found = _run(model, _feeds(9), tmp_path)
+    assert np.linalg.norm(found - expected) < 2 * MAX_ERROR * np.linalg.norm(expected)
+
+
+def test_channels_that_reach_far_stay_float_where_there_are_fewer_outputs(tmp_path: Path) -> None:
+    far = np.random.default_rng(2).choice(HIDDEN, NUM_OUTLIERS, replace=False)
+
+    def feeds(seed: int) -> dict[str, np.ndarray]:
+        plain = np.random.default_rng(seed).normal(size=(6, 9, HIDDEN)).astype(np.float32)
+        plain[..., far] *= np.where(np.random.default_rng(seed).random((6, 9, NUM_OUTLIERS)) < 0.1, 100, 1)
+        return {"x": plain, "attention_mask": np.ones((6, 9), np.int64)}
+
+    model = _narrowing_model(ADDED, wide=INNER[:, :8].copy())
+    expected = _run(model, feeds(9), tmp_path)
+    changes = quantize_statically(model, [feeds(0), feeds(1)])
+    assert changes.replaced == ["h"]
+    [kept] = changes.float_weights
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    np.testing.assert_array_equal(weights[kept], INNER[np.sort(far), :8])
+    found = _run(model, feeds(9), tmp_path)
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
