@@ -237,7 +237,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove weights, and nodes without a reader, that the replacement left behind."""
     outputs = {value.name for value in graph.output}
     while True:
-        read = {name for node in graph.node for name in node.input} | outputs
+        read = set(_read_names(graph)) | outputs
         dead = [node for node in graph.node if not read.intersection(node.output)]
         if not dead:
             break
@@ -245,6 +245,16 @@ def drop_unused(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for tensor in [t for t in graph.initializer if t.name not in read]:
         graph.initializer.remove(tensor)
+
+
+def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of all values that nodes read, the branches of an If and bodies of loops included."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _read_names(inner)
+                yield from (value.name for value in inner.output)
 
 
 def require_domain(model: onnx.ModelProto) -> None:

@@ -119,3 +119,22 @@ def test_only_graphs_of_known_opsets_are_rewritten(opset: int) -> None:
     is_known = opset >= 18
     assert (_operators(model) == ["Sum", "LayerNormalization"]) == is_known
     assert model.opset_import[0].version == (max(opset, ATTENTION_OPSET) if is_known else opset)
+
+
+def test_what_only_a_branch_reads_is_kept() -> None:
+    value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)
+    branches = {
+        name: helper.make_graph([helper.make_node("Identity", [read], ["chosen"])], name, [], [value])
+        for name, read in (("then_branch", "x_twice"), ("else_branch", "bias"))
+    }
+    condition = numpy_helper.from_array(np.array(False), "condition")
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["x_twice"]),
+        helper.make_node("If", ["condition"], ["shift"], **branches),
+        helper.make_node("Add", ["x", "shift"], ["y"]),
+    ]
+    model = _model(nodes)
+    model.graph.initializer.append(condition)
+    expected = _run(model)
+    use_cpu_operators(model)
+    np.testing.assert_array_equal(_run(model), expected)
