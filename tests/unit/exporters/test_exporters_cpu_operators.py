@@ -29,7 +29,7 @@ FEEDS = {
 
 
 def _model(nodes: list[NodeProto], *, opset: int = 18, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
-    shape = ["batch", "seq", HIDDEN]
+    shape: list[str | int | None] = ["batch", "seq", HIDDEN]
     graph = helper.make_graph(
         nodes,
         "fused",
@@ -123,7 +123,7 @@ def test_only_graphs_of_known_opsets_are_rewritten(opset: int) -> None:
 
 def test_what_only_a_branch_reads_is_kept() -> None:
     value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)
-    branches = {
+    branches: dict[str, Any] = {
         name: helper.make_graph([helper.make_node("Identity", [read], ["chosen"])], name, [], [value])
         for name, read in (("then_branch", "x_twice"), ("else_branch", "bias"))
     }
