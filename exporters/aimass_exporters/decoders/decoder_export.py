@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from aimass_exporters.errors import UnsupportedModel
 from aimass_exporters.graphs.adapted_products import AdapterTerms, insert_adapters, marked_products
 from aimass_exporters.graphs.attention import Trace, recording, slot_attention
+from aimass_exporters.graphs.fusing import fuse_operators
 from aimass_exporters.graphs.packing import pack_attention, rotary_cache
 from aimass_exporters.graphs.single_ops import single_ops
 from aimass_exporters.graphs.tracing import quiet_tracing
@@ -124,6 +125,7 @@ def export_decoder(model: PreTrainedModel, folder: Path, adapters: AdapterTerms 
         with single_ops(model), marked_products(model, adapters):
             program = _trace(wrapped, inputs)
     pack_attention(program.model, rotary_cache(model, decoder_shape(model.config).max_positions))
+    fuse_operators(program.model)
     if adapters is not None:
         _insert(adapters, program, model.config.model_type)
     path = folder / GRAPH_FILE

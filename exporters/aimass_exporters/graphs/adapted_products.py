@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+
+from aimass_exporters.graphs.constants import add_constant
 
 ADAPTER_INPUT = "adapter"
 _DOMAIN, _MARKER = "aimass", "AdaptedProduct"
@@ -166,8 +167,8 @@ class _Inserter:
             name = next(part.module for part in parts if part.module)
             self._joined[key] = _Factors(
                 layout,
-                self._constant(f"{name}.adapter_down", down.astype(dtype.numpy())),
-                self._constant(f"{name}.adapter_up", up.astype(dtype.numpy())),
+                add_constant(self._graph, f"{name}.adapter_down", down.astype(dtype.numpy())),
+                add_constant(self._graph, f"{name}.adapter_up", up.astype(dtype.numpy())),
             )
         return self._joined[key]
 
@@ -194,8 +195,8 @@ class _Inserter:
         if key not in self._masks:
             owners = np.repeat([adapter for adapter, _ in layout], [rank for _, rank in layout])
             chosen = np.arange(self._terms.num_adapters + 1)[:, np.newaxis, np.newaxis]
-            table = self._constant(
-                f"adapter_columns.{len(self._masks)}", (owners == chosen).astype(dtype.numpy())
+            table = add_constant(
+                self._graph, f"adapter_columns.{len(self._masks)}", (owners == chosen).astype(dtype.numpy())
             )
             self._masks[key] = self._add(self._start, "Gather", table, self._chosen)
         return self._masks[key]
@@ -204,9 +205,3 @@ class _Inserter:
         added = ir.node(op_type, list(inputs))
         self._graph.insert_before(before, added)
         return added.outputs[0]
-
-    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        self._graph.register_initializer(value)
-        return value

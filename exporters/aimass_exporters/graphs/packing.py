@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from transformers import PreTrainedModel
 
 from aimass_exporters.graphs.adapted_products import Part, marked_parts, marker
+from aimass_exporters.graphs.constants import add_constant, constant_array
 
 _LAYOUT_OPS = frozenset({"Reshape", "Transpose"})
 _QUERY, _KEY, _VALUE, _COS, _SIN = 0, 1, 2, 7, 8
@@ -66,7 +67,7 @@ class _Projection:
     @property
     def width(self) -> int:
         """How many numbers it gives."""
-        return int(_array(self.weight).shape[1])
+        return int(constant_array(self.weight).shape[1])
 
 
 class _Packer:
@@ -101,11 +102,13 @@ class _Packer:
 
     def _joined(self, node: ir.Node, parts: list[_Projection]) -> ir.Value:
         name = f"{parts[0].weight.name}.packed"
-        weight = self._constant(name, np.concatenate([_array(p.weight) for p in parts], axis=1))
+        weight = add_constant(
+            self._graph, name, np.concatenate([constant_array(p.weight) for p in parts], axis=1)
+        )
         packed = self._insert(node, "MatMul", [parts[0].x, weight])
         if parts[0].bias is not None:
-            biases = [_array(p.bias) for p in parts if p.bias is not None]
-            bias = self._constant(f"{name}.bias", np.concatenate(biases))
+            biases = [constant_array(p.bias) for p in parts if p.bias is not None]
+            bias = add_constant(self._graph, f"{name}.bias", np.concatenate(biases))
             packed = self._insert(node, "Add", [packed, bias])
         return self._marked(node, packed, parts)
 
@@ -125,12 +128,6 @@ class _Packer:
         self._graph.insert_before(before, added)
         return added.outputs[0]
 
-    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype  # type: ignore[union-attr]
-        self._graph.register_initializer(value)
-        return value
-
     @staticmethod
     def _feed(node: ir.Node, packed: ir.Value) -> None:
         node.replace_input_with(_QUERY, packed)
@@ -142,8 +139,8 @@ class _Packer:
         if self._caches is None:
             dtype = _numpy_dtype(node.inputs[3])
             self._caches = (
-                self._constant("cos_cache", self._rotary.cos.astype(dtype)),
-                self._constant("sin_cache", self._rotary.sin.astype(dtype)),
+                add_constant(self._graph, "cos_cache", self._rotary.cos.astype(dtype)),
+                add_constant(self._graph, "sin_cache", self._rotary.sin.astype(dtype)),
             )
         node.resize_inputs(_SIN + 1)
         node.replace_input_with(_COS, self._caches[0])
@@ -201,11 +198,6 @@ def _can_join(query: _Projection, key: _Projection, value: _Projection) -> bool:
     return (
         same_input and len(set(has_bias)) == 1 and query.is_rotated == key.is_rotated and not value.is_rotated
     )
-
-
-def _array(value: ir.Value) -> NDArray[np.generic]:
-    assert value.const_value is not None, "only constants are joined"
-    return value.const_value.numpy()
 
 
 def _numpy_dtype(value: ir.Value | None) -> np.dtype[np.generic]:
