@@ -15,6 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 WIDTH, INNER = 8, 12
 GENERATOR = np.random.default_rng(3)
+Shape = Sequence[str | int | None]
 
 
 def _matrix(name: str, *shape: int) -> TensorProto:
@@ -43,7 +44,7 @@ def _layer(*, is_rms: bool, gate: str = "gate", up: str = "up") -> list[NodeProt
 
 
 def _model(nodes: Sequence[NodeProto]) -> onnx.ModelProto:
-    shape = ["batch", "seq", WIDTH]
+    shape: Shape = ["batch", "seq", WIDTH]
     values = {
         name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "attended", "y")
     }
@@ -110,7 +111,7 @@ def test_only_reshaping_that_comes_back_to_its_start_is_dropped(last: list[int],
     )
     for name, shape in (("heads", [0, 0, 2, WIDTH // 2]), ("last", last), ("whole", [2, 3, WIDTH])):
         model.graph.initializer.append(numpy_helper.from_array(np.array(shape), name))
-    merged = ["batch", "seq", WIDTH] if is_idle else ["batch", "pairs", WIDTH // 2]
+    merged: Shape = ["batch", "seq", WIDTH] if is_idle else ["batch", "pairs", WIDTH // 2]
     model.graph.value_info.append(helper.make_tensor_value_info("merged", TensorProto.FLOAT, merged))
     fused = _fused(model)
     assert _operators(fused).count("Reshape") == (1 if is_idle else 3)
