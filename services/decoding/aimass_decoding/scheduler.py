@@ -31,12 +31,11 @@ from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
-from aimass_decoding.forecast import Forecast, Smoothed
+from aimass_decoding.forecast import DrainRate, Forecast, Smoothed
 from aimass_decoding.prefixes import Match, Prefix, Prefixes
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.slots import Slots
 
-_RATE_WINDOW_S = 10.0
 _NEGLIGIBLE_S = 1e-6
 _FORECAST_MARGIN, _LAST_MARGIN = 1.5, 1.2
 """A request is taken when its deadline leaves this many times what it is forecast to take, and gets its slot
@@ -120,7 +119,7 @@ class Scheduler:
         self._next_expiry_s = math.inf
         self._prefill_tokens_since_decode = 0
         self._debt_s = 0.0
-        self._departures = _Rate()
+        self._drain = DrainRate()
         self._prefill_token_cost = Smoothed()  # of full chunks
         self._decode_cost = Smoothed()
         self._forecast = Forecast()
@@ -190,6 +189,7 @@ class Scheduler:
         self._refuse_lost_deadline(sequence, now_s)
         self._refuse_hopeless(sequence, now_s)
         self._refuse_overload(sequence, now_s)
+        self._drain.begin(now_s)
         bisect.insort(self._waiting, (self._key(sequence), sequence))
         self._queue_tokens += sequence.num_queue_tokens
         self._next_expiry_s = min(self._next_expiry_s, sequence.expires_at_s)
@@ -298,6 +298,8 @@ class Scheduler:
         assert self._waiting[place][1] is sequence, "a waiting sequence is not where its key sorts it"
         del self._waiting[place]
         self._queue_tokens -= sequence.num_queue_tokens
+        if not self._waiting:
+            self._drain.stop()
 
     def _next_prompt(self) -> Sequence | None:
         """Return the most urgent prompt that has a slot or could have one."""
@@ -349,8 +351,8 @@ class Scheduler:
 
     def _enter_slot(self, prompt: Sequence, match: Match | None, now_s: float) -> list[Move]:
         """Give a waiting sequence a slot, and what a match says is computed of its prompt."""
+        self._drain.record(prompt.num_queue_tokens, now_s)
         self._leave_queue(prompt)
-        self._departures.record(prompt.num_queue_tokens, now_s)
         prompt.slot = self._slots.acquire()
         prompt.entered_s = now_s
         prompt.stage = Stage.PREFILLING
@@ -457,10 +459,7 @@ class Scheduler:
         deadline_s = sequence.request.deadline_s
         if deadline_s is None or not self.has_work:
             return
-        rate = self._departures.per_second(now_s)
-        place = bisect.bisect_left(self._waiting, (self._key(sequence),))
-        num_tokens = sum(other.num_queue_tokens for _, other in self._waiting[:place])
-        wait_s = num_tokens / rate if rate > 0 else 0.0
+        wait_s = self._wait_for_slot_s(sequence, now_s)
         needed_s = _FORECAST_MARGIN * self._seconds_in_slot(sequence)
         if now_s + wait_s + needed_s > deadline_s:
             detail = (
@@ -468,6 +467,13 @@ class Scheduler:
                 f"its deadline is in {deadline_s - now_s:.1f} s"
             )
             raise Overloaded(retry_after_s=_bounded_retry_s(wait_s), detail=detail)
+
+    def _wait_for_slot_s(self, sequence: Sequence, now_s: float) -> float:
+        """Return how long those before a sequence take to get slots; 0 while there is a free one for it."""
+        place = bisect.bisect_left(self._waiting, (self._key(sequence),))
+        if place < self._slots.num_free:
+            return 0.0
+        return self._drain.seconds(sum(s.num_queue_tokens for _, s in self._waiting[:place]), now_s)
 
     def _seconds_in_slot(self, sequence: Sequence) -> float:
         return self._forecast.seconds(
@@ -482,7 +488,7 @@ class Scheduler:
                 last_token_s=max(sequence.last_progress_s, sequence.first_token_s),
                 num_prompt_tokens=sequence.num_prompt_tokens - sequence.num_reused,
                 num_tokens=sequence.num_output,
-                is_whole=sequence.is_whole,
+                has_stopped=sequence.has_stopped,
             )
 
     def _prompt_tokens_before(self, sequence: Sequence) -> int:
@@ -501,26 +507,8 @@ class Scheduler:
 
     def _retry_after_s(self, excess_tokens: int, now_s: float) -> float:
         """Return when room for so many tokens is expected, by the rate at which prompts got slots lately."""
-        rate = self._departures.per_second(now_s)
-        return _bounded_retry_s(excess_tokens / rate if rate > 0 else 1.0)
+        return _bounded_retry_s(self._drain.seconds(excess_tokens, now_s) or 1.0)
 
 
 def _bounded_retry_s(wait_s: float) -> float:
     return min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
-
-
-@dataclass(slots=True)
-class _Rate:
-    """Events per second, older ones counting exponentially less."""
-
-    amount: float = 0.0
-    at_s: float = 0.0
-
-    def record(self, amount: float, now_s: float) -> None:
-        self.amount, self.at_s = self._decayed(now_s) + amount, now_s
-
-    def per_second(self, now_s: float) -> float:
-        return self._decayed(now_s) / _RATE_WINDOW_S
-
-    def _decayed(self, now_s: float) -> float:
-        return self.amount * math.exp((self.at_s - now_s) / _RATE_WINDOW_S)

@@ -104,11 +104,11 @@ class Sequence:
         )
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the model, or the request's length, ended it; not its caller, and no deadline."""
+    def has_stopped(self) -> bool:
+        """Whether the model ended it; not the request's length, its caller or a deadline."""
         request = self.request
         ends = self.last_token in request.eos_token_ids or self.last_token in request.stop_token_ids
-        return self.num_output >= request.max_new_tokens or (self.num_output > 0 and ends)
+        return self.num_output > 0 and ends
 
     @property
     def timings(self) -> SequenceTimings:

@@ -190,13 +190,14 @@ def test_a_prompt_longer_than_the_queue_is_taken_when_nothing_waits() -> None:
 
 def test_a_faster_engine_asks_callers_to_come_back_sooner() -> None:
     def retry_after_s(seconds_between: float) -> float:
-        sut = scheduler(num_slots=100, max_queue_tokens=10)
+        sut = scheduler(num_slots=1, max_queue_tokens=10)
         now_s = 0.0
-        for number in range(20):
+        sut.submit(sequence(0), now_s)
+        for number in range(1, 20):
+            running = prefill(sut, now_s).sequence
             sut.submit(sequence(number, now_s=now_s), now_s)
-            sut.remove(prefill(sut, now_s).sequence)
             now_s += seconds_between
-        sut.submit(sequence(98), now_s)
+            sut.remove(running)
         with pytest.raises(Overloaded) as refusal:
             sut.submit(sequence(99), now_s)
         return refusal.value.retry_after_s
