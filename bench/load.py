@@ -38,14 +38,13 @@ class Call:
         return self.status == "OK"
 
 
-def poisson_arrivals(rate: float, duration_s: float, *, seed: int, max_count: int) -> list[float]:
-    """Return the times of a Poisson process, from 0 to `duration_s`, the first `max_count` of them."""
-    generator, times, now_s = random.Random(seed), list[float](), 0.0
-    while len(times) < max_count:
-        now_s += generator.expovariate(rate)
-        if now_s >= duration_s:
-            break
+def poisson_arrivals(rate: float, duration_s: float, *, seed: int) -> list[float]:
+    """Return the times of a Poisson process, from 0 to `duration_s`."""
+    generator, times = random.Random(seed), list[float]()
+    now_s = generator.expovariate(rate)
+    while now_s < duration_s:
         times.append(now_s)
+        now_s += generator.expovariate(rate)
     return times
 
 

@@ -52,12 +52,16 @@ async def peak_and_loads(
     runs = []
     for seed, share in enumerate(options.loads):
         rate = share * capacity
-        arrivals = poisson_arrivals(rate, options.load_seconds, seed=seed, max_count=MAX_CALLS)
-        runs.append(
-            LoadRun(share, rate, options.load_seconds, await open_loop(arrivals, sender(options.deadline)))
-        )
+        duration_s = load_duration(options.load_seconds, rate)
+        arrivals = poisson_arrivals(rate, duration_s, seed=seed)
+        runs.append(LoadRun(share, rate, duration_s, await open_loop(arrivals, sender(options.deadline))))
         print(f"{runs[-1].name}: goodput {runs[-1].goodput:.1f} a second", flush=True)
     return peak, runs
+
+
+def load_duration(wanted_s: float, rate: float) -> float:
+    """Return how long a load lasts: as long as wanted, or as about `MAX_CALLS` calls take to come."""
+    return min(wanted_s, MAX_CALLS / rate)
 
 
 async def open_loop(arrivals: Sequence[float], send: Send) -> list[Call]:

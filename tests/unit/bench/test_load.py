@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from bench.load import Call, LoadRun, goodput, percentiles_ms, poisson_arrivals, statuses_sentence
-from bench.load_client import closed_loop, open_loop
+from bench.load_client import MAX_CALLS, closed_loop, load_duration, open_loop
 from bench.load_report import goodput_table, latency_table
 
 
@@ -17,7 +17,7 @@ def call(finished_s: float, *, units: int = 1, status: str = "OK") -> Call:
 
 
 def test_arrivals_have_the_rate_asked_for_and_no_memory() -> None:
-    times = poisson_arrivals(20.0, 500.0, seed=1, max_count=100_000)
+    times = poisson_arrivals(20.0, 500.0, seed=1)
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert len(times) / 500 == pytest.approx(20, rel=0.03)
     assert all(gap > 0 for gap in gaps)
@@ -26,10 +26,17 @@ def test_arrivals_have_the_rate_asked_for_and_no_memory() -> None:
     assert statistics.stdev(gaps) == pytest.approx(1 / 20, rel=0.05)
 
 
-def test_arrivals_are_the_same_in_every_run_and_bounded() -> None:
-    assert poisson_arrivals(5, 10, seed=3, max_count=99) == poisson_arrivals(5, 10, seed=3, max_count=99)
-    assert poisson_arrivals(5, 10, seed=3, max_count=99) != poisson_arrivals(5, 10, seed=4, max_count=99)
-    assert len(poisson_arrivals(1000, 10, seed=3, max_count=7)) == 7
+def test_arrivals_are_the_same_in_every_run() -> None:
+    assert poisson_arrivals(5, 10, seed=3) == poisson_arrivals(5, 10, seed=3)
+    assert poisson_arrivals(5, 10, seed=3) != poisson_arrivals(5, 10, seed=4)
+
+
+def test_a_load_that_would_be_too_many_calls_is_shorter_and_calls_come_to_its_end() -> None:
+    duration_s = load_duration(45, rate=400)
+    times = poisson_arrivals(400, duration_s, seed=3)
+    assert duration_s == MAX_CALLS / 400
+    assert times[-1] == pytest.approx(duration_s, rel=0.01)  # else its last part counts as bad goodput
+    assert load_duration(45, rate=5) == 45
 
 
 def test_percentiles_are_in_milliseconds_and_nothing_has_none() -> None:
