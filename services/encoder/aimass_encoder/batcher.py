@@ -18,6 +18,9 @@ from aimass_serving.errors import DeadlineExceeded, Overloaded
 Payload = TypeVar("Payload", bound=Hashable)
 
 _RATE_SMOOTHING = 0.2
+_FORECAST_MARGIN = 1.6
+"""A call is taken when its deadline leaves this many times what it is forecast to take: later calls whose
+length fits a batch better go before it, and the answer takes its way back."""
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 30.0
 _UNMEASURED_RETRY_S = 1.0
 
@@ -92,8 +95,9 @@ class Batcher(Generic[Payload]):
 
     **Admission** has one rule for a call of one text and for a call of many: a call is admitted, whole, while
     fewer than `max_queue_tokens` wait, whatever its own size; else it is refused, whole. So the queue never
-    holds more than that bound and one call. A call is also refused when, at the measured speed, the work due
-    before its end would outlast its deadline; with an empty queue that forecast is not consulted.
+    holds more than that bound and one call. A call is also refused when, at the speed of the last full
+    batches, it would end after its deadline: behind the batch that runs and the work due before it, with its
+    own batch. With an empty queue that forecast is not consulted.
 
     **Order.** A batch is seeded by the entry with the earliest due time and filled with the entries nearest
     to it in length, within the token budget and the padding cap. A text is due `patience_s` after its turn,
@@ -108,6 +112,7 @@ class Batcher(Generic[Payload]):
         self.limits = limits
         self._tokens_per_s = 0.0
         self._queued_tokens = 0
+        self._running_tokens = 0
         self._num_submitted = 0
         self._waiting: dict[Payload, Entry[Payload]] = {}
         self._by_length: list[Entry[Payload]] = []  # sorted
@@ -124,13 +129,14 @@ class Batcher(Generic[Payload]):
 
     @property
     def tokens_per_s(self) -> float:
-        """Measured speed; 0 until the first batch is done."""
+        """Measured speed of full batches; 0 until the first batch is done."""
         return self._tokens_per_s
 
-    def check_admission(self, *, now_s: float, deadline_s: float = math.inf) -> None:
-        """Raise `Overloaded` or `DeadlineExceeded` where `submit` would for a call of any length."""
+    def check_admission(self, *, now_s: float, deadline_s: float = math.inf, num_tokens: int = 0) -> None:
+        """Raise `Overloaded` or `DeadlineExceeded` where `submit` would for so many tokens, or more."""
         if deadline_s <= now_s:
             raise DeadlineExceeded(phase="queue")
+        self._check_forecast(num_tokens, now_s=now_s, deadline_s=deadline_s)
         if self._queued_tokens >= self.limits.max_queue_tokens:
             raise Overloaded(
                 retry_after_s=self._retry_after_s(),
@@ -145,13 +151,13 @@ class Batcher(Generic[Payload]):
         Payloads must be distinct, token counts positive and within the budget of a batch. Raises `Overloaded`
         or `DeadlineExceeded`, by the rules of the class.
         """
-        self.check_admission(now_s=now_s, deadline_s=deadline_s)
+        num_tokens = sum(tokens for _, tokens in items)
+        self.check_admission(now_s=now_s, deadline_s=deadline_s, num_tokens=num_tokens)
         before = accumulate((tokens for _, tokens in items), initial=0)
         entries = [
             self._entry(payload, tokens, due_s=self._due(ahead, now_s, deadline_s), deadline_s=deadline_s)
             for (payload, tokens), ahead in zip(items, before, strict=False)
         ]
-        self._check_forecast(sum(tokens for _, tokens in items), now_s=now_s, deadline_s=deadline_s)
         for entry in entries:
             self._insert(entry)
 
@@ -178,9 +184,10 @@ class Batcher(Generic[Payload]):
         return len(gone)
 
     def expire(self, now_s: float) -> Sequence[Payload]:
-        """Drop and return the entries whose deadline has passed."""
+        """Drop and return the entries whose deadline has passed, or will have when the next batch ends."""
         expired: list[Payload] = []
-        while self._by_deadline and self._by_deadline[0][0] <= now_s:
+        end_s = now_s + self._least_batch_s()
+        while self._by_deadline and self._by_deadline[0][0] <= end_s:
             _, _, entry = heapq.heappop(self._by_deadline)
             if self._is_waiting(entry):
                 self._delete(entry)
@@ -205,6 +212,7 @@ class Batcher(Generic[Payload]):
         for entry in batch.entries:
             assert self._is_waiting(entry), "a batch is taken once, and only while it is current"
             self._delete(entry)
+        self._running_tokens = batch.num_tokens
 
     def is_current(self, batch: Batch[Payload]) -> bool:
         """Whether an earlier selection may still run: none of it left, none more urgent or fitting came."""
@@ -215,12 +223,19 @@ class Batcher(Generic[Payload]):
             and any(e is seed for e in batch.entries)
         )
 
-    def record(self, batch: Batch[Payload], *, compute_s: float) -> None:
-        """Learn from a batch how fast tokens are computed."""
-        if compute_s <= 0:
+    def record(self, batch: Batch[Payload], *, seconds: float) -> None:
+        """Learn how fast tokens are computed from a batch that ended, `seconds` after the one before it.
+
+        Or after it was there, if nothing waited before. One that was not full says only how fast it can be.
+        """
+        self._running_tokens = 0
+        if seconds <= 0:
             return
-        rate = batch.num_tokens / compute_s
-        self._tokens_per_s += (rate - self._tokens_per_s) * (_RATE_SMOOTHING if self._tokens_per_s else 1.0)
+        rate = batch.num_tokens / seconds
+        if batch.is_full or rate > self._tokens_per_s:
+            self._tokens_per_s += (rate - self._tokens_per_s) * (
+                _RATE_SMOOTHING if self._tokens_per_s else 1.0
+            )
 
     def _entry(self, payload: Payload, num_tokens: int, *, due_s: float, deadline_s: float) -> Entry[Payload]:
         padded = self.limits.padded(num_tokens)
@@ -235,17 +250,33 @@ class Batcher(Generic[Payload]):
     def _check_forecast(self, num_tokens: int, *, now_s: float, deadline_s: float) -> None:
         if not self._waiting or not self._tokens_per_s or deadline_s == math.inf:
             return
-        budget_tokens = (deadline_s - now_s) * self._tokens_per_s - num_tokens
-        if self._queued_tokens <= budget_tokens:
+        before_s = (deadline_s - now_s) / _FORECAST_MARGIN
+        most_tokens = before_s * self._tokens_per_s - num_tokens - self._running_tokens
+        if self._with_own_batch(self._queued_tokens) <= most_tokens:
             return
-        if sum(e.num_tokens for e in self._waiting.values() if e.due_s <= deadline_s) > budget_tokens:
-            raise DeadlineExceeded(phase="queue (forecast: the work ahead would outlast the deadline)")
+        tokens_ahead = sum(e.num_tokens for e in self._waiting.values() if e.due_s <= deadline_s)
+        excess = self._with_own_batch(tokens_ahead) - most_tokens
+        if excess > 0:
+            raise Overloaded(
+                retry_after_s=_bounded_retry_s(excess / self._tokens_per_s),
+                detail=f"the {tokens_ahead} tokens before it and its own would outlast its deadline, "
+                f"which is in {deadline_s - now_s:.2f} s",
+            )
+
+    def _with_own_batch(self, tokens_ahead: int) -> int:
+        """Return the tokens that are computed until an entry's own batch ends: others alike run with it."""
+        return tokens_ahead + min(tokens_ahead, self.limits.max_batch_tokens)
+
+    def _least_batch_s(self) -> float:
+        """Return how long the next batch takes if it will be full; 0 if it may be short."""
+        is_long = self._tokens_per_s and self._queued_tokens > self.limits.max_batch_tokens
+        return self.limits.max_batch_tokens / self._tokens_per_s if is_long else 0.0
 
     def _retry_after_s(self) -> float:
         if not self._tokens_per_s:
             return _UNMEASURED_RETRY_S
         excess = self._queued_tokens - self.limits.max_queue_tokens / 2
-        return min(max(excess / self._tokens_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        return _bounded_retry_s(excess / self._tokens_per_s)
 
     def _insert(self, entry: Entry[Payload]) -> None:
         assert entry.payload not in self._waiting, "payloads are distinct"
@@ -286,6 +317,10 @@ class Batcher(Generic[Payload]):
             if 0 <= index < len(self._by_length) and batch.fits(self._by_length[index].padded_tokens):
                 sides.append((batch.distance(self._by_length[index].padded_tokens), side))
         return min(sides, key=lambda s: s[0])[1] if sides else None
+
+
+def _bounded_retry_s(seconds: float) -> float:
+    return min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S)
 
 
 class _Filling:

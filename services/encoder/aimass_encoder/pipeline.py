@@ -178,6 +178,9 @@ class BatchPipeline:
         self._calls: set[EncodeCall] = set()
         self._is_draining = False
         self._is_closed = False
+        self._busy_since_s = (
+            0.0  # of the compute thread: the end of the last batch, or when work came after it
+        )
         self._side = ThreadPoolExecutor(1, thread_name_prefix=f"encode-side-{model}")
         self._thread = threading.Thread(target=self._loop, name=f"encode-{model}", daemon=True)
 
@@ -303,6 +306,7 @@ class BatchPipeline:
 
     def _loop(self) -> None:
         prefetched: _Assembled | None = None
+        self._busy_since_s = self._clock()
         while (assembled := self._next(prefetched)) is not None:
             ahead = self._side.submit(self._prefetch)
             self._compute(assembled)
@@ -320,6 +324,7 @@ class BatchPipeline:
                     self._take(batch)
                     break
                 self._changed.wait()
+                self._busy_since_s = self._clock()
             else:
                 return None
         return self._assemble(batch)
@@ -337,13 +342,14 @@ class BatchPipeline:
 
     def _compute(self, assembled: _Assembled) -> None:
         """Run one batch and hand its outputs to the side thread."""
-        clock_s, start_ns = self._clock(), time.time_ns()
+        start_ns = time.time_ns()
         for call in self._waiting_calls(assembled.batch):
             call.started_ns = call.started_ns or start_ns
         outputs = self._run(assembled.rows)
         end_ns = time.time_ns()
         with self._changed:
-            self._batcher.record(assembled.batch, compute_s=self._clock() - clock_s)
+            began_s, self._busy_since_s = self._busy_since_s, self._clock()
+            self._batcher.record(assembled.batch, seconds=self._busy_since_s - began_s)
             self._count_batch(assembled.batch)
         self._side.submit(self._publish, assembled, outputs, start_ns, end_ns)
 

@@ -114,7 +114,7 @@ def test_tighter_deadlines_go_first() -> None:
 def test_a_long_call_does_not_shut_out_a_short_one_that_comes_later() -> None:
     batcher: Batcher[int] = Batcher(BatchLimits(max_batch_tokens=16, max_queue_tokens=10_000))
     batcher.submit([(-1, 16)], now_s=0)
-    batcher.record(take(batcher), compute_s=0.1)  # 160 tokens a second
+    batcher.record(take(batcher), seconds=0.1)  # 160 tokens a second
     batcher.submit([(i, 16) for i in range(100)], now_s=1)  # ten seconds of work
     batcher.submit([(1000, 16)], now_s=2)
     order = [p for batch in drain(batcher) for p in payloads(batch)]
@@ -152,7 +152,7 @@ def test_a_call_is_admitted_whole_exactly_while_the_queue_is_below_its_bound(cal
 def test_the_retry_hint_is_the_time_to_half_empty_the_queue() -> None:
     batcher: Batcher[int] = Batcher(BatchLimits(max_queue_tokens=100, max_batch_tokens=1000))
     batcher.submit([(0, 100)], now_s=0)
-    batcher.record(take(batcher), compute_s=2.0)  # 50 tokens a second
+    batcher.record(take(batcher), seconds=2.0)  # 50 tokens a second
     batcher.submit([(1, 150)], now_s=0)
     with pytest.raises(Overloaded) as refused:
         batcher.submit([(2, 1)], now_s=0)
@@ -167,18 +167,52 @@ def test_a_passed_deadline_is_refused() -> None:
 def test_a_call_that_cannot_finish_in_time_is_refused_at_once() -> None:
     batcher: Batcher[int] = Batcher(BatchLimits(max_batch_tokens=64))
     batcher.submit([(0, 10)], now_s=0)
-    batcher.record(take(batcher), compute_s=1.0)  # 10 tokens a second
+    batcher.record(take(batcher), seconds=1.0)  # 10 tokens a second
     batcher.submit([(1, 60)], now_s=0)
-    with pytest.raises(DeadlineExceeded, match="forecast"):
-        batcher.submit([(2, 10)], now_s=0, deadline_s=5.5)
-    batcher.submit([(3, 10)], now_s=0, deadline_s=7.5)
+    with pytest.raises(Overloaded, match="outlast its deadline") as refusal:
+        batcher.submit([(2, 10)], now_s=0, deadline_s=20)
+    # 60 tokens before it, as many in its own batch and its own 10 take 13 s, 20.8 with the margin of 1.6
+    assert refusal.value.retry_after_s == pytest.approx(13 - 20 / 1.6)
+    batcher.submit([(3, 10)], now_s=0, deadline_s=21)
     batcher.submit([(4, 10)], now_s=0, deadline_s=4)  # goes before the patient ones
+
+
+def test_what_waits_or_runs_refuses_a_call_before_its_length_is_known() -> None:
+    batcher: Batcher[int] = Batcher(BatchLimits(max_batch_tokens=64))
+    batcher.submit([(0, 10)], now_s=0)
+    batcher.record(take(batcher), seconds=1.0)  # 10 tokens a second
+    batcher.submit([(1, 60)], now_s=0)
+    take(batcher)
+    batcher.check_admission(now_s=0, deadline_s=1)  # nothing waits: who knows
+    batcher.submit([(2, 5)], now_s=0)
+    batcher.check_admission(now_s=0, deadline_s=11.3)
+    with pytest.raises(Overloaded):
+        batcher.check_admission(now_s=0, deadline_s=11.1)  # 60 and twice 5 tokens, and the margin
+
+
+def test_a_batch_that_was_not_full_tells_of_no_slower_engine() -> None:
+    batcher = batcher_with([64] * 2)
+    batcher.record(take(batcher), seconds=0.1)  # full: another one waits
+    take(batcher)
+    batcher.submit([(10, 2)], now_s=0)
+    batcher.record(take(batcher), seconds=0.1)
+    assert batcher.tokens_per_s == pytest.approx(640)
+
+
+def test_under_pressure_an_entry_is_dropped_that_the_next_batch_would_finish_too_late() -> None:
+    batcher = batcher_with([64] * 2)
+    batcher.record(take(batcher), seconds=1.0)  # 64 tokens a second
+    take(batcher)
+    batcher.submit([(10, 64)], now_s=5, deadline_s=5.5)
+    assert batcher.expire(5) == []  # alone it has a chance
+    batcher.submit([(11, 64)], now_s=5)
+    assert batcher.expire(5) == [10]
 
 
 def test_an_empty_queue_trusts_no_forecast() -> None:
     batcher: Batcher[int] = Batcher(BatchLimits())
     batcher.submit([(0, 10)], now_s=0)
-    batcher.record(take(batcher), compute_s=1000.0)  # one stalled batch must not shut the door for good
+    batcher.record(take(batcher), seconds=1000.0)  # one stalled batch must not shut the door for good
     batcher.submit([(1, 10)], now_s=0, deadline_s=1)
     assert len(batcher) == 1
 

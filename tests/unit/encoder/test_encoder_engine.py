@@ -13,7 +13,7 @@ from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.pooling import l2_normalize
 from aimass_encoder.request import EmbeddedText, EmbedOptions, EmbedReply, EmbedRequest, Truncation
-from aimass_encoder.testing import FakeEncoderGraph, fake_engine
+from aimass_encoder.testing import FakeEncoderGraph, WordTokenizer, fake_engine
 from aimass_serving.errors import (
     DeadlineExceeded,
     Draining,
@@ -231,6 +231,7 @@ async def test_a_cancelled_call_leaves_the_batch_that_was_laid_out_ahead(
     async with running(engine, "first") as first:
         await until(lambda: len(graph.shapes) == 1)
         async with running(engine, *texts[:4]) as second, running(engine, *texts[4:6]) as stays:
+            await until(lambda: engine.queued_tokens == 6 * 16)  # so that these are due first
             async with running(engine, *texts[6:]):
                 await until(lambda: engine.queued_tokens == 8 * 16)
                 graph.let_through()  # of the eight, four begin and the other four are laid out
@@ -268,6 +269,24 @@ async def test_an_expired_call_never_costs_compute(engine: EncoderEngine, graph:
 async def test_a_passed_deadline_is_refused_at_once(engine: EncoderEngine) -> None:
     with pytest.raises(DeadlineExceeded):
         await engine.embed(EmbedRequest(["a"], deadline_s=time.monotonic() - 1))
+
+
+async def test_a_deadline_that_the_queue_would_outlast_is_refused_before_the_text_is_tokenised(
+    graph: FakeEncoderGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine_on(graph) as engine:
+        engine.pipeline._batcher._tokens_per_s = 0.1
+        graph.hold()
+        async with running(engine, "first") as first:
+            await until(lambda: len(graph.shapes) == 1)
+            async with running(engine, *(f"a b {word}" for word in "cdef")) as waiting:
+                await until(lambda: engine.queued_tokens == 20)
+                monkeypatch.setattr(WordTokenizer, "tokenize", None)
+                with pytest.raises(Overloaded, match="outlast its deadline") as refused:
+                    await engine.embed(EmbedRequest(["x"], deadline_s=time.monotonic() + 60))
+                assert refused.value.retry_after_s > 0
+                graph.open()
+                await asyncio.gather(first, waiting)
 
 
 async def test_a_full_queue_refuses_one_text_and_many_alike_and_recovers(graph: FakeEncoderGraph) -> None:
