@@ -9,59 +9,81 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+import grpc
 import numpy as np
+from aimass.generation.v1 import generation_service_pb2 as pb
 
 from bench.measurement import Outcome
 from bench.service import ServiceProcess
 from bench.workload import Work, Workload
 
+GENERATE = "/aimass.generation.v1.GenerationService/Generate"
+CALL_DEADLINE_S = 600.0
 NO_KEPT_PREFIXES = {"AIMASS_GENERATION_MAX_KEPT_PREFIXES": "0"}
 Timed = tuple[list[int], list[float]]
 """New tokens of a stream, and when each message of it arrived."""
 
 
 class Served:
-    """Our service in its own process, one client thread a stream, token by token over gRPC."""
+    """Our service in its own process, one call a stream, token by token over gRPC.
+
+    Its callers run elsewhere; here they share its cores. So the client is the least that reads every message
+    of every call when it comes: one event loop, and messages are parsed when the clock has stopped.
+    """
 
     def __init__(self, *, store: str, model: str, workload: Mapping[str, Any]) -> None:
-        from aimass import GenerationClient
-
         self._model, self._workload = model, Workload(**workload)
         self._service = ServiceProcess("generation", store=store, model=model, settings=NO_KEPT_PREFIXES)
-        self._client = GenerationClient(self._service.address)
+        self._loop = asyncio.Runner()
+        self._channel = self._loop.run(_connect(self._service.address))
+        self._generate = self._channel.unary_stream(GENERATE)
 
     def run(self, scenario: str) -> Outcome:
         work = self._workload.of(scenario)
-        with ThreadPoolExecutor(len(work.prompts)) as pool:
-            start = time.perf_counter()
-            streams = list(pool.map(lambda prompt: self._stream(prompt, work.new_tokens), work.prompts))
-            seconds = time.perf_counter() - start
-        return _outcome(work, start, streams, seconds)
+        requests = [self._request(prompt, work.new_tokens) for prompt in work.prompts]
+        return self._loop.run(self._run_all(work, requests))
 
-    def _stream(self, prompt: Sequence[int], new_tokens: int) -> Timed:
-        from aimass import GenerationOptions
+    async def _run_all(self, work: Work, requests: Sequence[bytes]) -> Outcome:
+        start = time.perf_counter()
+        streams = await asyncio.gather(*map(self._receive, requests))
+        seconds = time.perf_counter() - start
+        return _outcome(work, start, [_timed(messages) for messages in streams], seconds)
 
-        options = GenerationOptions(
-            temperature=0,
-            repetition_penalty=1,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            wants_token_ids=True,
-        )
-        ids, times = list[int](), list[float]()
-        with self._client.generate(prompt, model=self._model, options=options) as stream:
-            for delta in stream:
-                ids += delta.token_ids
-                times.append(time.perf_counter())
-        return ids, times
+    async def _receive(self, request: bytes) -> list[tuple[bytes, float]]:
+        """Return the messages of one call as they travel, and when each came."""
+        messages = list[tuple[bytes, float]]()
+        call = self._generate(request, timeout=CALL_DEADLINE_S)
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append((message, time.perf_counter()))
+        return messages
+
+    def _request(self, prompt: Sequence[int], new_tokens: int) -> bytes:
+        request = pb.GenerateRequest(model=self._model)
+        request.token_ids.ids.extend(prompt)
+        request.sampling.temperature = 0
+        request.sampling.repetition_penalty = 1
+        request.stopping.max_new_tokens = request.stopping.min_new_tokens = new_tokens
+        request.output.token_ids = True
+        return request.SerializeToString()
 
     def close(self) -> None:
-        self._client.close()
+        self._loop.run(self._channel.close())
+        self._loop.close()
         self._service.close()
+
+
+async def _connect(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+
+
+def _timed(messages: Sequence[tuple[bytes, float]]) -> Timed:
+    """Return the tokens of a call's messages, and when each message with some came."""
+    deltas = [(pb.GenerateResponse.FromString(message).delta, at_s) for message, at_s in messages]
+    ids = [token_id for delta, _ in deltas for token_id in delta.token_ids]
+    return ids, [at_s for delta, at_s in deltas if delta.token_ids]
 
 
 class InProcess:

@@ -166,13 +166,19 @@ class DecodingEngine:
             return
         interest = interest or Interest()
         sequences, outlet = self._submit(request)
-        interest.on_loss(lambda index: self._abort([sequences[index]]))
+        running = {index for index in range(len(sequences)) if index in interest}
+
+        def give_up(index: int) -> None:
+            if index in running:
+                running.discard(index)
+                self._abort([sequences[index]])
+
+        interest.on_loss(give_up)
         seen: set[int] = set()
-        running = set(range(len(sequences)))
         try:
-            while any(index in interest for index in running):
+            while running:
                 delta = await outlet.read()
-                if delta.index not in interest:
+                if delta.index not in running:
                     continue
                 if delta.index not in seen:
                     if not seen:
@@ -183,7 +189,7 @@ class DecodingEngine:
                     running.discard(delta.index)
                 yield delta
         finally:
-            self._abort([sequences[index] for index in running if index in interest])
+            self._abort([sequences[index] for index in running])
             _emit_phases(sequences)
 
     def _abort(self, sequences: list[Sequence]) -> None:

@@ -74,6 +74,11 @@ class Outlet:
         What came first is read first, and an error last.
         """
         await self._arrival.wait()
+        first = self._events[0]
+        if len(self._events) == 1 and isinstance(first, TokenDelta):
+            self._events = []
+            self._arrival.clear()
+            return first
         deltas = [event for event in self._events if isinstance(event, TokenDelta)]
         if not deltas:
             raise next(event for event in self._events if isinstance(event, AimassError))

@@ -34,9 +34,18 @@ class TextAssembler:
     are dropped, and one that the end cuts in two is given out.
     """
 
-    def __init__(self, detokenizer: Detokenizer, matcher: StopMatcher) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        matcher: StopMatcher,
+        *,
+        index: int = 0,
+        wants_token_ids: bool = True,
+    ) -> None:
         self._detokenizer = detokenizer
         self._matcher = matcher
+        self._index = index
+        self._wants_token_ids = wants_token_ids
         self._waiting: deque[_WaitingToken] = deque()
         self._num_decoded_chars = 0
         self._num_released_chars = 0
@@ -92,8 +101,9 @@ class TextAssembler:
 
     def _delta(self, text: str) -> TextDelta:
         tokens = self._released_tokens()
-        logprobs = tuple(token.logprob for token in tokens if token.logprob is not None)
-        return TextDelta(text, tuple(token.token_id for token in tokens), logprobs)
+        token_ids = tuple([token.token_id for token in tokens]) if self._wants_token_ids else ()
+        logprobs = tuple([token.logprob for token in tokens if token.logprob is not None])
+        return TextDelta(text, token_ids, logprobs, self._index)
 
     def _released_tokens(self) -> list[_WaitingToken]:
         tokens = []

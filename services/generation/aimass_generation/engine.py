@@ -32,7 +32,6 @@ from aimass_generation.prompt import PromptEncoder
 from aimass_generation.request import (
     ChatPrompt,
     GenerationRequest,
-    OutputOptions,
     Prompt,
     prompt_violations,
 )
@@ -93,7 +92,6 @@ class TokenEngine(Protocol):
 class _Run:
     """One request on its way. Times are `time.time_ns`."""
 
-    request: GenerationRequest
     sequence: SequenceRequest
     arrived_ns: int
     tokenized_ns: int
@@ -250,8 +248,8 @@ class GenerationEngine:
         sequence = self._resolver.resolve(request, request.prompt, prompt_ids, arrived_s=arrived_s)
         if request.guidance is not None:
             sequence = replace(sequence, new_mask=await self._compile(request.guidance))
-        assemblers = [self._assembler(request) for _ in range(request.num_sequences)]
-        return _Run(request, sequence, arrived_ns, time.time_ns(), assemblers)
+        assemblers = [self._assembler(request, index) for index in range(request.num_sequences)]
+        return _Run(sequence, arrived_ns, time.time_ns(), assemblers)
 
     async def _encode(self, prompt: Prompt) -> NDArray[np.int64]:
         started_ns = time.time_ns()
@@ -281,12 +279,13 @@ class GenerationEngine:
         finally:
             self._num_in_threads -= 1
 
-    def _assembler(self, request: GenerationRequest) -> TextAssembler:
+    def _assembler(self, request: GenerationRequest, index: int) -> TextAssembler:
         # An answer in a chat begins a text of its own; every other continuation goes on from the prompt's.
         detokenizer = self._text.detokenizer(continues_text=not isinstance(request.prompt, ChatPrompt))
         stopping = request.stopping
         matcher = StopMatcher(stopping.stop_strings, include_stop_string=stopping.include_stop_string)
-        return TextAssembler(detokenizer, matcher)
+        wants_token_ids = request.output.wants_token_ids
+        return TextAssembler(detokenizer, matcher, index=index, wants_token_ids=wants_token_ids)
 
 
 def _advance(run: _Run, delta: TokenDelta) -> tuple[TextDelta, GenerationFinish | None]:
@@ -294,31 +293,27 @@ def _advance(run: _Run, delta: TokenDelta) -> tuple[TextDelta, GenerationFinish 
     if delta.timings is not None:
         run.phases[delta.index] = delta.timings
     assembler = run.assemblers[delta.index]
-    pieces = [assembler.push(delta.token_ids, delta.logprobs)]
+    text = assembler.push(delta.token_ids, delta.logprobs)
     if delta.finish is not None and assembler.stop_string is None:
-        pieces.append(assembler.finish())
-    text = replace(_joined(pieces, run.request.output), index=delta.index)
+        text = _joined(text, assembler.finish())
     return text, _finish(run, assembler, delta)
 
 
-def _joined(pieces: Sequence[TextDelta], output: OutputOptions) -> TextDelta:
-    token_ids = (token_id for piece in pieces for token_id in piece.token_ids)
-    return TextDelta(
-        "".join(piece.text for piece in pieces),
-        tuple(token_ids) if output.wants_token_ids else (),
-        tuple(logprob for piece in pieces for logprob in piece.logprobs),
-    )
+def _joined(first: TextDelta, last: TextDelta) -> TextDelta:
+    text, token_ids = first.text + last.text, first.token_ids + last.token_ids
+    return TextDelta(text, token_ids, first.logprobs + last.logprobs, first.index)
 
 
 def _finish(run: _Run, assembler: TextAssembler, delta: TokenDelta) -> GenerationFinish | None:
     end = delta.finish
+    if end is None and assembler.stop_string is None:
+        return None
     phases = end.timings if end else run.phases.get(delta.index, _NOT_STARTED)
     if assembler.stop_string is not None:
         reason, num_output_tokens = FinishReason.STOP_STRING, assembler.num_tokens
-    elif end is not None:
-        reason, num_output_tokens = FinishReason(end.reason.value), end.num_output_tokens
     else:
-        return None
+        assert end is not None, "a text ends by a stop string, or with its sequence"
+        reason, num_output_tokens = FinishReason(end.reason.value), end.num_output_tokens
     return GenerationFinish(
         reason,
         Usage(len(run.sequence.prompt_ids), num_output_tokens, phases.num_reused_prompt_tokens),

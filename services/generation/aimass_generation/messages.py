@@ -88,10 +88,10 @@ def prompt(request_pb: pb.GenerateRequest | pb.CompleteRequest | pb.TokenizeRequ
 def event_pb(event: GenerationEvent, answerer: Answerer) -> pb.GenerateResponse:
     """Return one event of the stream as it travels."""
     match event:
+        case TextDelta():
+            return _delta_response_pb(event)
         case PromptInfo():
             return pb.GenerateResponse(prompt_info=_prompt_info_pb(event, answerer))
-        case TextDelta():
-            return pb.GenerateResponse(delta=_delta_pb(event))
         case GenerationFinish():
             return pb.GenerateResponse(finish=_finish_pb(event))
         case _:
@@ -189,13 +189,17 @@ def _prompt_info_pb(info: PromptInfo, answerer: Answerer) -> pb.PromptInfo:
     )
 
 
-def _delta_pb(delta: TextDelta) -> pb.Delta:
-    return pb.Delta(
-        text=delta.text,
-        token_ids=delta.token_ids,
-        logprobs=_logprob_pbs(delta.logprobs),
-        sequence_index=delta.index,
-    )
+def _delta_response_pb(delta: TextDelta) -> pb.GenerateResponse:
+    """Fill the message where it lies: one is made for each token, and a nested one would be copied."""
+    response_pb = pb.GenerateResponse()
+    delta_pb = response_pb.delta
+    delta_pb.SetInParent()
+    delta_pb.text = delta.text
+    delta_pb.token_ids.extend(delta.token_ids)
+    if delta.logprobs:
+        delta_pb.logprobs.extend(_logprob_pbs(delta.logprobs))
+    delta_pb.sequence_index = delta.index
+    return response_pb
 
 
 def _logprob_pbs(logprobs: Sequence[TokenLogprob]) -> list[pb.TokenLogprob]:
