@@ -12,7 +12,7 @@ from aimass_encoder.config import EncoderConfig
 from aimass_encoder.engine import EncoderEngine
 from aimass_encoder.request import EmbeddedText, EmbedRequest
 from aimass_encoder.testing import FakeEncoderGraph, fake_engine
-from aimass_serving.errors import DeadlineExceeded
+from aimass_serving.errors import DeadlineExceeded, Overloaded
 
 NUM_CALLS = 600
 SETTINGS = EncoderConfig(cpu_batch_tokens=64)
@@ -32,7 +32,7 @@ async def one_call(engine: EncoderEngine, rng: random.Random) -> str:
     except asyncio.CancelledError:
         assert is_fickle
         return "cancelled"
-    except DeadlineExceeded:
+    except (DeadlineExceeded, Overloaded):
         assert time_s < PATIENT_S
         return "expired"
     assert all(isinstance(r, EmbeddedText) for r in reply.results)

@@ -250,8 +250,10 @@ class Batcher(Generic[Payload]):
     def _check_forecast(self, num_tokens: int, *, now_s: float, deadline_s: float) -> None:
         if not self._waiting or not self._tokens_per_s or deadline_s == math.inf:
             return
-        before_s = (deadline_s - now_s) / _FORECAST_MARGIN
-        most_tokens = before_s * self._tokens_per_s - num_tokens - self._running_tokens
+        left_s = deadline_s - now_s
+        if num_tokens > left_s * self._tokens_per_s:
+            raise DeadlineExceeded(phase="admission (forecast: it would not end in time even alone)")
+        most_tokens = left_s * self._tokens_per_s / _FORECAST_MARGIN - num_tokens - self._running_tokens
         if self._with_own_batch(self._queued_tokens) <= most_tokens:
             return
         tokens_ahead = sum(e.num_tokens for e in self._waiting.values() if e.due_s <= deadline_s)
@@ -259,8 +261,8 @@ class Batcher(Generic[Payload]):
         if excess > 0:
             raise Overloaded(
                 retry_after_s=_bounded_retry_s(excess / self._tokens_per_s),
-                detail=f"the {tokens_ahead} tokens before it and its own would outlast its deadline, "
-                f"which is in {deadline_s - now_s:.2f} s",
+                detail=f"{self._running_tokens + tokens_ahead} tokens before it and its own would outlast "
+                f"its deadline, which is in {left_s:.2f} s",
             )
 
     def _with_own_batch(self, tokens_ahead: int) -> int:

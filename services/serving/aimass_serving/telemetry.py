@@ -104,6 +104,11 @@ def is_tracing() -> bool:
     return _telemetry.tracer is not None
 
 
+def is_recording() -> bool:
+    """Return whether spans or measurements go anywhere."""
+    return _telemetry.tracer is not None or _telemetry.instruments is not None
+
+
 def use_tracer_provider(provider: TracerProvider) -> None:
     """Send spans to `provider` from now on."""
     _telemetry.tracer = provider.get_tracer(INSTRUMENTATION_NAME)

@@ -173,6 +173,8 @@ def test_a_call_that_cannot_finish_in_time_is_refused_at_once() -> None:
         batcher.submit([(2, 10)], now_s=0, deadline_s=20)
     # 60 tokens before it, as many in its own batch and its own 10 take 13 s, 20.8 with the margin of 1.6
     assert refusal.value.retry_after_s == pytest.approx(13 - 20 / 1.6)
+    with pytest.raises(DeadlineExceeded, match="even alone"):
+        batcher.submit([(2, 50)], now_s=0, deadline_s=4.9)
     batcher.submit([(3, 10)], now_s=0, deadline_s=21)
     batcher.submit([(4, 10)], now_s=0, deadline_s=4)  # goes before the patient ones
 

@@ -9,12 +9,16 @@ from opentelemetry import trace
 
 from aimass_serving.call import Call
 from aimass_serving.interceptors.layering import Proceed, ServicerContext
+from aimass_serving.telemetry import is_tracing
 
 logger = logging.getLogger("aimass.access")
 
 
 async def log(call: Call, context: ServicerContext, proceed: Proceed) -> None:
     """Log the call when it is over, whatever its end."""
+    if not logger.isEnabledFor(logging.INFO):
+        await proceed()
+        return
     started_s = time.perf_counter()
     try:
         await proceed()
@@ -33,7 +37,7 @@ def _fields(call: Call, duration_ms: float) -> dict[str, str | float]:
     }
     if call.outcome.reason:
         fields["reason"] = call.outcome.reason
-    span_context = trace.get_current_span().get_span_context()
-    if span_context.is_valid:
+    if is_tracing():
+        span_context = trace.get_current_span().get_span_context()
         fields["trace_id"] = trace.format_trace_id(span_context.trace_id)
     return fields

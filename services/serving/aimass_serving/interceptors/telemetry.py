@@ -18,6 +18,9 @@ SERVER_FAULTS = frozenset(
 
 async def record(call: Call, context: ServicerContext, proceed: Proceed) -> None:
     """Record the call when it is over, whatever its end. The span is ended exactly once."""
+    if not telemetry.is_recording():
+        await proceed()
+        return
     started_s = time.perf_counter()
     parent = telemetry.incoming_context(call.metadata)
     span = telemetry.start_server_span(call.method, parent=parent, start_ns=call.received_ns)
