@@ -13,7 +13,7 @@ from aimass.embedding.v1 import embedding_service_pb2 as pb
 from aimass.embedding.v1 import embedding_service_pb2_grpc as pb_grpc
 
 from bench.load import Call, LoadRun
-from bench.load_client import Send, add_load_options, peak_and_loads
+from bench.load_client import MAX_CALLS, Send, add_load_options, peak_and_loads
 from bench.load_report import goodput_panel, goodput_table, latency_panel, latency_table
 from bench.machine import describe_machine
 from bench.models import MINILM, PRECISIONS
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, *, command: str) -> Study:
         machine,
         {
             "deadline": f"{options.deadline:.2f} s",
-            "seconds a load": f"{options.load_seconds:g}",
+            "seconds a load": f"{options.load_seconds:g}, or as long as {MAX_CALLS} calls take to come",
             "callers of the closed loop": NUM_CALLERS,
         },
         [*tables, bulk] if options.bulk else tables,

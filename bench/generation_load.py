@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from bench import peers
 from bench.generation_runners import NO_KEPT_PREFIXES
 from bench.load import Call, LoadRun
-from bench.load_client import Send, add_load_options, peak_and_loads
+from bench.load_client import MAX_CALLS, Send, add_load_options, peak_and_loads
 from bench.load_report import goodput_panel, goodput_table, latency_panel, latency_table
 from bench.machine import describe_machine
 from bench.models import LANGUAGE_MODELS, PRECISIONS, SMOLLM2
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, *, command: str) -> Study:
         "prompt tokens": f"{min(map(len, sender.prompts))} to {max(map(len, sender.prompts))}",
         "new tokens": f"{FEWEST_NEW_TOKENS} to {MOST_NEW_TOKENS}",
         "deadline": f"{options.deadline:.1f} s",
-        "seconds a load": f"{options.load_seconds:g}",
+        "seconds a load": f"{options.load_seconds:g}, or as long as {MAX_CALLS} calls take to come",
         "callers of the closed loop": NUM_CALLERS,
     }
     return Study(

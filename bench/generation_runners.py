@@ -39,7 +39,7 @@ class Served:
         self._service = ServiceProcess("generation", store=store, model=model, settings=NO_KEPT_PREFIXES)
         self._loop = asyncio.Runner()
         self._channel = self._loop.run(_connect(self._service.address))
-        self._generate = self._channel.unary_stream(GENERATE)
+        self._generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(GENERATE)
 
     def run(self, scenario: str) -> Outcome:
         work = self._workload.of(scenario)
@@ -56,7 +56,7 @@ class Served:
         """Return the messages of one call as they travel, and when each came."""
         messages = list[tuple[bytes, float]]()
         call = self._generate(request, timeout=CALL_DEADLINE_S)
-        while (message := await call.read()) is not grpc.aio.EOF:
+        async for message in call:
             messages.append((message, time.perf_counter()))
         return messages
 
