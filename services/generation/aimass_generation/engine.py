@@ -92,6 +92,7 @@ class TokenEngine(Protocol):
 class _Run:
     """One request on its way. Times are `time.time_ns`."""
 
+    request: GenerationRequest
     sequence: SequenceRequest
     arrived_ns: int
     tokenized_ns: int
@@ -249,7 +250,7 @@ class GenerationEngine:
         if request.guidance is not None:
             sequence = replace(sequence, new_mask=await self._compile(request.guidance))
         assemblers = [self._assembler(request, index) for index in range(request.num_sequences)]
-        return _Run(sequence, arrived_ns, time.time_ns(), assemblers)
+        return _Run(request, sequence, arrived_ns, time.time_ns(), assemblers)
 
     async def _encode(self, prompt: Prompt) -> NDArray[np.int64]:
         started_ns = time.time_ns()
