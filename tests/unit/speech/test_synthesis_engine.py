@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -23,13 +24,16 @@ LONG = Spoken("abcdefghij " * 80)
 
 
 @asynccontextmanager
-async def running(voice: FakeVoice, **settings: Any) -> AsyncIterator[SynthesisEngine]:
+async def running(
+    voice: FakeVoice, *, clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> AsyncIterator[SynthesisEngine]:
     engine = SynthesisEngine(
         letter_parts(voice),
         SpeechSynthesisSpec(),
         model="fake",
         config=SpeechConfig(**settings),
         permit=ComputePermit(),
+        clock=clock,
     )
     engine.start()
     try:
@@ -85,26 +89,27 @@ async def test_words_marks_and_pauses_have_their_times() -> None:
     assert len(joined(chunks)) == 5 * symbol + pause
 
 
-async def test_a_new_request_is_heard_before_an_old_one_goes_on() -> None:
+async def order_of_three(clock: Callable[[], float]) -> str:
+    """Return whose chunks were computed one after the other, when b and c join a, which has begun."""
     gate = Gate()
-    async with running(FakeVoice(gate)) as engine:
-        first = asyncio.ensure_future(spoken(engine, LONG))
+    voice = FakeVoice(gate)
+    async with running(voice, clock=clock) as engine:
+        first = asyncio.ensure_future(spoken(engine, Spoken("aaaaaaaaa")))
         await asyncio.to_thread(gate.reached.wait, 10)
-        order: list[str] = []
-
-        async def follow(name: str) -> None:
-            stream = opened(engine)
-            await stream.feed([LONG])
-            stream.complete()
-            async with aclosing(stream.chunks()) as chunks:
-                async for _ in chunks:
-                    order.append(name)  # noqa: PERF401 - each as it comes
-
-        others = [asyncio.ensure_future(follow(name)) for name in ("second", "third")]
+        others = [asyncio.ensure_future(spoken(engine, Spoken(9 * letter))) for letter in "bc"]
         await until(lambda: engine.num_open == 3)
         gate.open()
         await asyncio.gather(first, *others)
-    assert order[:2] == ["second", "third"]
+    return "".join(" abc"[number] for number in voice.rendered)
+
+
+async def test_a_new_request_is_heard_before_an_old_one_goes_on() -> None:
+    assert await order_of_three(clock=lambda: 0.0) == "abcabc"  # steps take no time: nobody can run dry
+
+
+async def test_nobody_is_begun_while_a_listener_would_run_dry() -> None:
+    seconds = itertools.count()  # a step takes longer than its audio lasts
+    assert await order_of_three(clock=lambda: float(next(seconds))) == "aabbcc"
 
 
 async def test_a_cancelled_request_costs_no_more_than_its_chunk() -> None:

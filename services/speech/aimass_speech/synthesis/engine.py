@@ -1,5 +1,5 @@
-"""Speaks for many requests with one voice, on one thread: first chunks before all others, then whoever's
-listener would run dry soonest.
+"""Speaks for many requests with one voice, on one thread: whoever's listener is about to run dry, then first
+chunks, then whoever's listener would run dry soonest.
 
 Must not know the wire. A step is one sentence read or one chunk computed, so a cancelled request costs no
 more than the step it is in. A request whose reader is slow waits, and holds a bounded number of chunks.
@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 _MAX_WAITING_PIECES = 64
 """Sentences of a request that wait to be spoken; then no more of its text is read."""
 _RETRY_AFTER_S = 2.0
+_GUARD_STEPS = 3
+"""Steps, as slow as the slowest of late, that a listener must have audio for; else no one else is begun."""
+_FORGET_SHARE = 0.99
+"""What is kept of the slowest step's time with each step that is faster."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,11 +61,14 @@ class _Job:
     is_dropped: bool = False
     first_audio_s: float | None = None
 
-    def urgency(self, sample_rate_hz: int) -> tuple[int, float]:
-        """Return what orders requests: those without audio by arrival, then by when their audio ends."""
+    def urgency(self, sample_rate_hz: int, *, guarded_until_s: float) -> tuple[int, float]:
+        """Return what orders requests: those whose audio ends before `guarded_until_s`, those without audio
+        by arrival, and the others by when their audio ends.
+        """
         if self.first_audio_s is None:
-            return 0, self.arrival
-        return 1, self.first_audio_s + self.speaking.num_samples / sample_rate_hz
+            return 1, self.arrival
+        dry_at_s = self.first_audio_s + self.speaking.num_samples / sample_rate_hz
+        return (0 if dry_at_s < guarded_until_s else 2), dry_at_s
 
 
 class SpokenStream:
@@ -133,18 +140,21 @@ class SynthesisEngine:
         model: str,
         config: SpeechConfig,
         permit: AbstractContextManager[None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.parts = parts
         self.spec = spec
         self.config = config
         self._model = model
         self._permit = permit
+        self._clock = clock
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []  # guarded by _changed, as everything below
         self._num_arrived = 0
         self._is_draining = False
         self._is_closed = False
         self._emptied = asyncio.Event()
+        self._slowest_step_s = 0.0  # the thread's own
         self._thread = threading.Thread(target=self._loop, name=f"speak-{model}", daemon=True)
 
     @property
@@ -193,7 +203,7 @@ class SynthesisEngine:
             except RuntimeError:
                 logger.debug("the event loop has ended: nobody waits for what was computed last")
 
-        if deadline_s is not None and time.monotonic() >= deadline_s:
+        if deadline_s is not None and self._clock() >= deadline_s:
             raise DeadlineExceeded(phase="synthesis")
         with self._changed:
             if self._is_closed or self._is_draining:
@@ -277,7 +287,7 @@ class SynthesisEngine:
         while (job := self._next()) is not None:
             try:
                 with self._permit:
-                    chunk = job.speaking.step()
+                    chunk = self._step(job)
             except UnspeakablePhrase as error:
                 self._fail(job, ModelFailed(self._model, detail=f"the graph gave {error}"))
             except AimassError as error:
@@ -288,6 +298,15 @@ class SynthesisEngine:
             else:
                 self._publish(job, chunk)
 
+    def _step(self, job: _Job) -> Chunk | None:
+        """Do a request's next piece of work, and note how long it took."""
+        start_s = self._clock()
+        try:
+            return job.speaking.step()
+        finally:
+            took_s = self._clock() - start_s
+            self._slowest_step_s = max(took_s, _FORGET_SHARE * self._slowest_step_s)
+
     def _next(self) -> _Job | None:
         """Wait for work; return the most urgent request that has some, or None when closed."""
         with self._changed:
@@ -296,7 +315,8 @@ class SynthesisEngine:
                 ready = [job for job in self._jobs if self._has_work(job)]
                 if ready:
                     rate = self.parts.voice.sample_rate_hz
-                    job = min(ready, key=lambda job: job.urgency(rate))
+                    until_s = self._clock() + _GUARD_STEPS * self._slowest_step_s
+                    job = min(ready, key=lambda job: job.urgency(rate, guarded_until_s=until_s))
                     self._hand_over(job)
                     return job
                 self._changed.wait(self._next_deadline_s())
@@ -322,7 +342,7 @@ class SynthesisEngine:
                 return
             if chunk is not None:
                 if len(chunk.samples) and job.first_audio_s is None:
-                    job.first_audio_s = time.monotonic()
+                    job.first_audio_s = self._clock()
                 job.chunks.append(chunk)
             if job.is_complete and not job.arrived and job.speaking.is_idle:
                 _end(job, None)
@@ -334,7 +354,7 @@ class SynthesisEngine:
             _end(job, error)
 
     def _end_expired(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for job in self._jobs:
             if not job.is_done and job.deadline_s is not None and job.deadline_s <= now:
                 _end(job, DeadlineExceeded(phase="synthesis"))
@@ -342,7 +362,7 @@ class SynthesisEngine:
     def _next_deadline_s(self) -> float | None:
         waiting = (job.deadline_s for job in self._jobs if not job.is_done)
         deadlines = [deadline_s for deadline_s in waiting if deadline_s is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
 
 def _end(job: _Job, error: Exception | None) -> None:

@@ -20,8 +20,14 @@ FRAMES_PER_SYMBOL = 4
 class FakeSpeech:
     """A phrase of a `FakeVoice`: its samples are known at once."""
 
-    def __init__(self, voice: FakeVoice, samples: NDArray[np.float32], durations: NDArray[np.int64]) -> None:
-        self._voice, self._samples = voice, samples
+    def __init__(
+        self,
+        voice: FakeVoice,
+        ids: NDArray[np.int64],
+        samples: NDArray[np.float32],
+        durations: NDArray[np.int64],
+    ) -> None:
+        self._voice, self._ids, self._samples = voice, ids, samples
         self.durations = durations
 
     @property
@@ -30,7 +36,7 @@ class FakeSpeech:
 
     def render(self, start: int, end: int) -> NDArray[np.float32]:
         self._voice.before_render()
-        self._voice.num_renders += 1
+        self._voice.rendered.append(int(self._ids[0]))
         hop = self._voice.hop_samples
         return self._samples[start * hop : end * hop]
 
@@ -44,14 +50,21 @@ class FakeVoice:
 
     def __init__(self, before_render: Callable[[], None] = lambda: None) -> None:
         self.before_render = before_render
-        self.num_renders = 0
+        self.rendered: list[int] = []
+        """First id of the phrase of each chunk."""
+
+    @property
+    def num_renders(self) -> int:
+        """Chunks computed."""
+        return len(self.rendered)
 
     def begin(self, ids: NDArray[np.int64], manner: Manner, noise: Noise) -> FakeSpeech:
         frames = max(1, round(FRAMES_PER_SYMBOL / manner.rate))
         durations = np.full(len(ids), frames, np.int64)
         pitch = np.repeat(ids.astype(np.float32), durations * self.hop_samples)
         hiss = noise.draw(len(pitch)) * np.float32(0.01)
-        return FakeSpeech(self, np.sin(0.01 * pitch * np.arange(len(pitch))) / 2 + hiss, durations)
+        samples = np.sin(0.01 * pitch * np.arange(len(pitch))) / 2 + hiss
+        return FakeSpeech(self, ids, samples, durations)
 
 
 class Gate:
