@@ -23,6 +23,7 @@ PARTS = {
     "embedding-load": "bench.embedding_load",
     "speech": "bench.speech",
     "speech-live": "bench.speech_live",
+    "synthesis": "bench.synthesis",
 }
 """A part is a module with `add_options(parser)` and `run(options, command=...)`, which returns a report, or
 None when it has none."""
@@ -41,6 +42,7 @@ ALL: Sequence[Sequence[str]] = (
     ("speech",),
     ("speech", "--model", "whisper-base", "--sentences", "60"),
     ("speech-live",),
+    ("synthesis",),
 )
 
 

