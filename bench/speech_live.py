@@ -49,6 +49,10 @@ class Heard:
     """From the audio in which speech began to the first interim."""
     final_s: list[float] = field(default_factory=list)
     """From what ended the utterance, a flush or the last of its silence, to the final, in order of time."""
+    after_speech_s: list[float] = field(default_factory=list)
+    """From the audio in which speech ended to the final, the silence that tells the end included."""
+    final_at_s: list[float] = field(default_factory=list)
+    """When each final came, from the start of the stream."""
     texts: list[str] = field(default_factory=list)
     lag_s: float = 0.0
     """From the last audio to the end of the stream."""
@@ -62,19 +66,20 @@ class Player:
         self.flushes = is_flushed
         """Whether a flush ends each clip, instead of silence."""
         self._sent: list[float] = []
+        self.started_s = 0.0
         self.flushed_s: list[float] = []
         self.finished_s = 0.0
 
     def pieces(self) -> Iterator[bytes | Flush]:
         """Yield the audio, and a flush behind each clip where that ends it."""
-        step, start_s = int(PIECE_S * RATE_HZ), time.perf_counter()
+        step, self.started_s = int(PIECE_S * RATE_HZ), time.perf_counter()
         for index, clip in enumerate(self._parts):
             pause = np.zeros(int(PAUSE_S * RATE_HZ), np.float32)
             for samples in (clip.samples, pause):
                 for place in range(0, len(samples), step):
                     yield _pcm(samples[place : place + step])
                     self._sent.append(time.perf_counter())
-                    due_s = start_s + len(self._sent) * PIECE_S
+                    due_s = self.started_s + len(self._sent) * PIECE_S
                     time.sleep(max(0.0, due_s - time.perf_counter()))
                 if self.flushes and samples is clip.samples:
                     self.flushed_s.append(time.perf_counter())
@@ -122,8 +127,11 @@ def run(options: argparse.Namespace, *, command: str) -> Study:
         command=command,
         machine=machine,
         remarks=[
-            "A final is timed from the flush, sent right behind the clip, which ends in 0.3 s of silence; or "
-            f"from when the last of the {END_SILENCE_S:g} s of silence that end an utterance was sent"
+            "After a flush: from when it was sent, right behind the clip, which ends in 0.3 s of silence",
+            f"After silence: from when the last of the {END_SILENCE_S:g} s of silence that end an utterance "
+            "was sent, the first moment at which a server may say that it is over",
+            "After speech: from when the audio was sent in which the detector says that speech ended; the "
+            f"{END_SILENCE_S:g} s of silence count",
         ],
         settings={"utterances": f"{options.utterances} a stream, at most 5 s", "pieces": f"{PIECE_S:g} s"},
         tables=tables,
@@ -144,15 +152,18 @@ def _latencies(address: str, model: str, parts: list[Clip], counts: list[int], n
     for num_streams, is_flushed in itertools.product(counts, (False, True)):
         own = list(itertools.islice(itertools.cycle(parts), num_utterances))
         heard = _play(address, model, own, num_streams=num_streams, is_flushed=is_flushed)
-        plural = "s" if num_streams > 1 else ""
-        where = f"{num_streams} stream{plural}, ended by {'flush' if is_flushed else 'silence'}"
-        first = [value for one in heard for value in one.first_interim_s]
-        finals = [value for one in heard for value in one.final_s]
         wer = _word_errors(heard, own)
-        rows += [
-            [f"first interim, {where}", len(first), *_spread_ms(first), "p50 700 at 1 stream", wer],
-            [f"final, {where}", len(finals), *_spread_ms(finals), "p50 200, p95 500; p95 1000 at 8", wer],
+        ending = f"{num_streams} stream{'s' if num_streams > 1 else ''}, ended by "
+        ending += "flush" if is_flushed else "silence"
+        final_aim = "p50 200, p95 500" if num_streams == 1 else "p95 1000"
+        kinds = [
+            ("first interim", "first_interim_s", "p50 700" if num_streams == 1 else ""),
+            (f"final after {'the flush' if is_flushed else 'silence'}", "final_s", final_aim),
+            *([] if is_flushed else [("final after speech", "after_speech_s", "")]),
         ]
+        for what, name, aim in kinds:
+            values = [value for one in heard for value in getattr(one, name)]
+            rows.append([f"{what}, {ending}", len(values), *_spread_ms(values), aim, wer])
     columns = ["", "count", "p50 ms", "p95 ms", "most ms", "aim", "WER %"]
     return Table("Latencies of utterances of at most 5 s", columns, rows)
 
@@ -171,7 +182,7 @@ def _spread_ms(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _endurance(address: str, model: str, parts: list[Clip], minutes: float) -> Table:
-    """Play 8 streams for a long time, and compare the finals of the first third with those of the last."""
+    """Play 8 streams for a long time, and see whether their finals come later and later."""
     seconds, own = 0.0, []
     for clip in itertools.cycle(parts):
         if seconds >= 60 * minutes:
@@ -182,12 +193,16 @@ def _endurance(address: str, model: str, parts: list[Clip], minutes: float) -> T
     third = max(1, len(own) // 3)
     first = [value for one in heard for value in one.final_s[:third]]
     last = [value for one in heard for value in one.final_s[-third:]]
+    at_s = [value for one in heard for value in one.final_at_s]
+    slope = np.polynomial.Polynomial.fit(at_s, [value for one in heard for value in one.final_s], 1)
     rows: list[list[str | float]] = [
         ["finals of the first third", *_spread_ms(first)],
         ["finals of the last third", *_spread_ms(last)],
         ["behind the last audio", *_spread_ms([one.lag_s for one in heard])],
     ]
-    return Table(f"{minutes:g} minutes of 8 streams", ["", "p50 ms", "p95 ms", "most ms"], rows)
+    growth_ms = 60e3 * float(slope.convert().coef[1])
+    heading = f"{minutes:g} minutes of 8 streams: finals come {growth_ms:+.1f} ms later each minute (aim: 0)"
+    return Table(heading, ["", "p50 ms", "p95 ms", "most ms"], rows)
 
 
 def _silence(address: str, model: str, minutes: float) -> Table:
@@ -227,7 +242,7 @@ def _play(
 
 def _follow(client: RecognitionClient, model: str, player: Player, heard: Heard) -> None:
     begun: dict[int, float] = {}
-    num_begun, ended_s = 0, 0.0
+    num_begun, ended_s, spoken_s = 0, 0.0, 0.0
     stream = client.recognize_stream(
         player.pieces(),
         model=model,
@@ -244,6 +259,7 @@ def _follow(client: RecognitionClient, model: str, player: Player, heard: Heard)
                     num_begun += 1
                 case SpeechActivity():
                     ended_s = player.sent_at(event.at_s + END_SILENCE_S)
+                    spoken_s = player.sent_at(event.at_s)
                 case Interim() if event.utterance in begun:
                     heard.first_interim_s.append(now_s - begun.pop(event.utterance))
                 case Final():
@@ -251,4 +267,6 @@ def _follow(client: RecognitionClient, model: str, player: Player, heard: Heard)
                     if player.flushes:
                         ended_s = max(sent_s for sent_s in player.flushed_s if sent_s <= now_s)
                     heard.final_s.append(now_s - ended_s)
+                    heard.after_speech_s.append(now_s - spoken_s)
+                    heard.final_at_s.append(now_s - player.started_s)
     heard.lag_s = time.perf_counter() - player.finished_s

@@ -200,10 +200,10 @@ def _cached(target: Path, build: Callable[[Path], object]) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):
+    with FileLock(target.with_name(f"{target.name}.lock")):
         if target.is_dir():
             return target
-        scratch = target.with_suffix(".building")
+        scratch = target.with_name(f"{target.name}.building")
         shutil.rmtree(scratch, ignore_errors=True)
         build(scratch)
         return scratch.rename(target)

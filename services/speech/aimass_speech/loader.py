@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from aimass.model.v1.manifest_pb2 import (
     TASK_SPEECH_RECOGNITION,
@@ -29,4 +30,6 @@ TASKS = tuple(_LOADERS)
 
 def load_engine(bundle: Bundle, context: LoadContext) -> HostedEngine:
     """Return a started engine. Blocking. Raises `BadBundle`."""
-    return _LOADERS[bundle.manifest.task](bundle, context)
+    # Models of speech are several graphs, each with threads of its own, that run in turn.
+    session_config = replace(context.session_config, spins_between_runs=False)
+    return _LOADERS[bundle.manifest.task](bundle, replace(context, session_config=session_config))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
@@ -18,9 +16,7 @@ def load_synthesizer(bundle: Bundle, context: LoadContext) -> SynthesisEngine:
     """Return a started engine. Blocking. Raises `BadBundle` when the golden audio does not come out."""
     if not bundle.manifest.HasField("speech_synthesis"):
         raise BadBundle(bundle.ref, detail="a voice needs `speech_synthesis`")
-    # A voice's graphs run in turn, each with threads of its own.
-    session_config = replace(context.session_config, spins_between_runs=False)
-    parts = VoiceParts(*open_bundled_voice(bundle, session_config))
+    parts = VoiceParts(*open_bundled_voice(bundle, context.session_config))
     engine = SynthesisEngine(
         parts,
         bundle.manifest.speech_synthesis,
