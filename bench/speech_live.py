@@ -7,6 +7,7 @@ question was sent to when the answer came.
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import shutil
 import statistics
@@ -36,6 +37,8 @@ PAUSE_S = 1.5
 MAX_UTTERANCE_S = 5.6
 """Longest clip that is played: 5 s of speech and the silence around it."""
 PCM = AudioFormat(encoding=AudioEncoding.PCM_S16LE, sample_rate_hz=RATE_HZ)
+MIN_SOUND = 0.05
+"""What is softer than this share of a clip's peak is silence."""
 END_SILENCE_S = 0.5
 NO_SILENCE = 5.0
 """Silence that ends an utterance where a flush does it, in seconds."""
@@ -66,29 +69,42 @@ class Player:
         self.flushes = is_flushed
         """Whether a flush ends each clip, instead of silence."""
         self._sent: list[float] = []
+        """When each piece was sent."""
+        self._ends: list[int] = []
+        """Samples of the stream up to the end of each piece; the last one of a clip may be short."""
         self.started_s = 0.0
         self.flushed_s: list[float] = []
         self.finished_s = 0.0
+
+    def _samples(self, clip: Clip) -> NDArray[np.float32]:
+        """Return a clip; one that a flush ends stops with its last sound: nothing tells the end before."""
+        if not self.flushes:
+            return clip.samples
+        is_sound = np.abs(clip.samples) > MIN_SOUND * np.abs(clip.samples).max()
+        return clip.samples[: int(np.flatnonzero(is_sound)[-1]) + 1]
 
     def pieces(self) -> Iterator[bytes | Flush]:
         """Yield the audio, and a flush behind each clip where that ends it."""
         step, self.started_s = int(PIECE_S * RATE_HZ), time.perf_counter()
         for index, clip in enumerate(self._parts):
-            pause = np.zeros(int(PAUSE_S * RATE_HZ), np.float32)
-            for samples in (clip.samples, pause):
+            spoken, pause = self._samples(clip), np.zeros(int(PAUSE_S * RATE_HZ), np.float32)
+            for samples in (spoken, pause):
                 for place in range(0, len(samples), step):
-                    yield _pcm(samples[place : place + step])
+                    piece = samples[place : place + step]
+                    yield _pcm(piece)
                     self._sent.append(time.perf_counter())
-                    due_s = self.started_s + len(self._sent) * PIECE_S
+                    self._ends.append(len(piece) + (self._ends[-1] if self._ends else 0))
+                    due_s = self.started_s + self._ends[-1] / RATE_HZ
                     time.sleep(max(0.0, due_s - time.perf_counter()))
-                if self.flushes and samples is clip.samples:
+                if self.flushes and samples is spoken:
                     self.flushed_s.append(time.perf_counter())
                     yield Flush(str(index))
         self.finished_s = time.perf_counter()
 
     def sent_at(self, seconds: float) -> float:
         """Return when the audio at a time of the stream was sent."""
-        return self._sent[min(int(seconds / PIECE_S), len(self._sent) - 1)]
+        piece = bisect.bisect_right(self._ends, round(seconds * RATE_HZ))
+        return self._sent[min(piece, len(self._sent) - 1)]
 
 
 def _pcm(samples: NDArray[np.float32]) -> bytes:
@@ -127,7 +143,7 @@ def run(options: argparse.Namespace, *, command: str) -> Study:
         command=command,
         machine=machine,
         remarks=[
-            "After a flush: from when it was sent, right behind the clip, which ends in 0.3 s of silence",
+            "After a flush: from when it was sent, right behind the last sound of the clip",
             f"After silence: from when the last of the {END_SILENCE_S:g} s of silence that end an utterance "
             "was sent, the first moment at which a server may say that it is over",
             "After speech: from when the audio was sent in which the detector says that speech ended; the "

@@ -12,6 +12,8 @@ from aimass_serving.errors import InvalidField
 from aimass_speech.speech_spans import DetectionOptions, SpeechSpan, SpeechStarted, SpeechTracker
 
 MIN_END_SILENCE_S, MAX_END_SILENCE_S = 0.1, 5.0
+_DIP_S = 0.06
+"""Silence that is common within words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class EndpointRules:
 
     end_silence_s: float = 0.5
     """Silence that ends an utterance."""
-    pause_s: float = 0.2
+    pause_s: float = 0.1
     """Silence after which an utterance may be over: its text is decoded in advance."""
     lead_s: float = 0.3
     """Audio before the beginning of speech that belongs to the utterance."""
@@ -97,6 +99,11 @@ class Endpointer:
     def is_open(self) -> bool:
         """Whether an utterance has begun and not ended."""
         return self._start is not None
+
+    @property
+    def is_falling_silent(self) -> bool:
+        """Whether speech has been silent for longer than within a word: perhaps it is over."""
+        return self._tracker.silent_for > _DIP_S * self._rate
 
     @property
     def needed_from(self) -> int:

@@ -244,7 +244,14 @@ class LiveRecognizer:
         if utterance is not None and utterance.early is None and not self._engine.is_busy(Priority.FINAL):
             if utterance.partial is not None:
                 utterance.partial.cancel()
-            utterance.early = self._decode(utterance, end, Priority.FINAL)
+            utterance.early = self._start(self._read_early(utterance, end))
+
+    async def _read_early(self, utterance: _Utterance, end: int) -> Transcript:
+        """Read a final in advance; until it is one, it is as good as an interim."""
+        transcript = await self._decode(utterance, end, Priority.FINAL)
+        if transcript.text and self._live.has_interims:
+            self._tell_interim(utterance, transcript, end=end)
+        return transcript
 
     def _drop_early(self) -> None:
         if self._utterance is not None and self._utterance.early is not None:
@@ -256,6 +263,8 @@ class LiveRecognizer:
         utterance, now = self._utterance, self._audio.end
         if not self._live.has_interims or utterance is None or utterance.early is not None:
             return
+        if self._endpointer.is_falling_silent:
+            return  # the final that a pause begins is not to wait for a reading of the same
         since = max(utterance.speech + int(self._live.min_interim_s * SAMPLE_RATE_HZ), utterance.read_until)
         is_reading = utterance.partial is not None and not utterance.partial.done()
         if now < since or is_reading or self._engine.is_busy(Priority.PARTIAL):
@@ -270,7 +279,14 @@ class LiveRecognizer:
             return  # a later one, or the final, will say it
         if not transcript.text:
             utterance.read_until = end + int(self._live.retry_every_s * SAMPLE_RATE_HZ)
-        elif not utterance.is_over and not self._events.full():
+        else:
+            self._tell_interim(utterance, transcript, end=end)
+
+    def _tell_interim(self, utterance: _Utterance, transcript: Transcript, *, end: int) -> None:
+        if not utterance.is_over and not self._events.full():
+            utterance.read_until = max(
+                utterance.read_until, end + int(self._live.interim_every_s * SAMPLE_RATE_HZ)
+            )
             interim = utterance.agreement.take(transcript.text)
             self._events.put_nowait(InterimRead(utterance.number, interim, utterance.start, transcript))
 

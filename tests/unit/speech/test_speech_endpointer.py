@@ -39,7 +39,7 @@ def test_utterance_begins_with_its_lead_and_ends_after_the_silence() -> None:
     assert began.speech == frames(1.0) * FRAME
     assert began.start == began.speech - int(0.3 * RATE)
     assert ended.speech == frames(1.0) * FRAME * 2
-    assert paused.at - ended.speech == pytest.approx(0.2 * RATE, abs=FRAME)
+    assert paused.at - ended.speech == pytest.approx(0.1 * RATE, abs=FRAME)
 
 
 def test_short_pause_is_told_and_taken_back() -> None:

@@ -15,12 +15,14 @@ from aimass_speech.live_recognizer import (
     FinalRead,
     FlushAsked,
     FlushDone,
+    InterimRead,
     LiveOptions,
     LiveRecognizer,
     SpeechChanged,
 )
 from aimass_speech.recognition import PhaseTimes, RecognitionOptions, Segment, Transcript
 from aimass_speech.vocabulary import Vocabulary
+from aimass_speech.window import Priority
 from numpy.typing import NDArray
 
 RATE, FRAME = 16_000, 512
@@ -48,7 +50,10 @@ class LoudnessDetector:
 
 
 class LengthRecognizer:
-    """Writes down how long an utterance is."""
+    """Writes down how long an utterance is, and how urgent each reading was."""
+
+    def __init__(self) -> None:
+        self.priorities: list[Priority] = []
 
     def vocabulary(self, options: RecognitionOptions) -> Vocabulary:
         return Vocabulary()
@@ -56,13 +61,20 @@ class LengthRecognizer:
     def is_busy(self, priority: object) -> bool:
         return False
 
-    async def recognize_utterance(self, samples: NDArray[np.float32], *_: object, **__: object) -> Transcript:
+    async def recognize_utterance(
+        self, samples: NDArray[np.float32], *_: object, priority: Priority, **__: object
+    ) -> Transcript:
+        self.priorities.append(priority)
         segment = Segment(0, len(samples), f"{len(samples) / RATE:.1f} s", -0.1, 0.0, 0.0)
         return Transcript([segment], "en", 1.0, len(samples), PhaseTimes())
 
 
-def recognizer(detector: LoudnessDetector) -> LiveRecognizer:
-    engine: Any = LengthRecognizer()
+def recognizer(
+    detector: LoudnessDetector,
+    live: LiveOptions = LiveOptions(),  # noqa: B008 - frozen
+    recognizes: LengthRecognizer | None = None,
+) -> LiveRecognizer:
+    engine: Any = recognizes or LengthRecognizer()
     listening: Any = detector
     return LiveRecognizer(
         engine,
@@ -70,7 +82,7 @@ def recognizer(detector: LoudnessDetector) -> LiveRecognizer:
         StreamDecoder(AudioFormat(AudioEncoding.PCM_S16LE, RATE)),
         Endpointer(EndpointRules(), frame_samples=FRAME, sample_rate_hz=RATE),
         RecognitionOptions(),
-        LiveOptions(),
+        live,
     )
 
 
@@ -134,3 +146,22 @@ async def test_what_is_wrong_with_a_request_is_told_after_the_audio_before_it() 
 
     with pytest.raises(InvalidField, match="got 'config'"):
         await read_on()
+
+
+async def test_a_pause_is_read_once_as_a_final_that_is_told_as_an_interim_meanwhile() -> None:
+    detector, engine = LoudnessDetector(), LengthRecognizer()
+    detector.is_free.set()
+    stream = recognizer(detector, LiveOptions(has_interims=True, min_interim_s=1.1), engine)
+
+    async def paced() -> AsyncIterator[bytes | FlushAsked]:
+        for message in (*messages(0.5, 1.0), *messages(0.0, 0.4)):
+            yield message
+            await asyncio.sleep(0)
+
+    events = [event async for event in stream.events(paced())]
+    told = [event for event in events if isinstance(event, InterimRead | FinalRead)]
+    # An interim would have been due 1.1 s after the beginning, when speech had fallen silent.
+    assert engine.priorities == [Priority.FINAL]
+    assert [type(event) for event in told] == [InterimRead, FinalRead]
+    assert told[0].transcript is told[1].transcript
+    assert told[0].transcript.num_speech_samples == pytest.approx(1.1 * RATE, abs=2 * PIECE)
