@@ -50,10 +50,14 @@ class StepState:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The source a decoder run looks at."""
+    """The sources a decoder run looks at."""
 
-    cross: Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer [batch, heads, source, head_dim]
-    lengths: torch.Tensor  # int32 [batch]
+    cross: Sequence[tuple[torch.Tensor, torch.Tensor]]  # per layer [sources, heads, source, head_dim]
+    lengths: torch.Tensor  # int32 [sources]
+    readers: torch.Tensor | None = None
+    """int64 [sources, width]: the rows that attend to each; None where row r attends to source r."""
+    places: torch.Tensor | None = None
+    """int64 [batch]: the place of each row among the readers, counted through."""
 
 
 class SlotSelfAttention(nn.Module):
@@ -120,9 +124,31 @@ class SlotCrossAttention(nn.Module):
     def forward(self, hidden: torch.Tensor, layer: int, source: Source) -> torch.Tensor:
         """Return [batch, seq, hidden]."""
         key, value = source.cross[layer]
-        attended = attend_all(self.query(hidden), key, value, self.heads, lengths=source.lengths)
-        projected: torch.Tensor = self.output(attended)
+        query = by_source(self.query(hidden), source)
+        attended = attend_all(query, key, value, self.heads, lengths=source.lengths)
+        projected: torch.Tensor = self.output(by_row(attended, source, num_positions=hidden.shape[1]))
         return projected
+
+
+def by_source(rows: torch.Tensor, source: Source) -> torch.Tensor:
+    """Return [sources, width * seq, inner] of [batch, seq, inner]: rows of one source behind one another.
+
+    Attention then reads the keys and values of a source once for all rows, not once for each.
+    """
+    if source.readers is None:
+        return rows
+    num_sources, width = source.readers.shape
+    gathered = rows.index_select(0, source.readers.reshape(-1))
+    return gathered.reshape(num_sources, width * rows.shape[1], rows.shape[2])
+
+
+def by_row(grouped: torch.Tensor, source: Source, *, num_positions: int) -> torch.Tensor:
+    """Return [batch, seq, inner]: what `by_source` has joined, row by row."""
+    if source.readers is None or source.places is None:
+        return grouped
+    num_sources, width = source.readers.shape
+    rows = grouped.reshape(num_sources * width, num_positions, grouped.shape[2])
+    return rows.index_select(0, source.places)
 
 
 class FullSelfAttention(nn.Module):

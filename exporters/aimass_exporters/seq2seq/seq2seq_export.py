@@ -3,9 +3,10 @@
 
 - encoder: source -> keys and values of every decoder layer, `cross.{i}.key|value` [batch, heads, source,
   head_dim].
-- decoder: the contract of `decoder_export`, and `cross.{i}.key|value` with `cross_len` int32 [batch], the
-  number of valid source positions of each row. They are inputs only: the runtime binds them in place, slot
-  by slot.
+- decoder: the contract of `decoder_export`, and `cross.{i}.key|value` [sources, ...] with `cross_len` int32
+  [sources], the number of valid positions of each source. They are inputs only: the runtime binds them in
+  place. `cross_readers` int64 [sources, width] names the rows that attend to each source, `cross_places`
+  int64 [batch] the place of each row among them: the beams of a search read their source once.
 - aligner: a token sequence and its source -> cross-attention scores of chosen heads. Never run while
   decoding.
 
@@ -27,7 +28,7 @@ from aimass_exporters.graphs.tracing import OPSET, Port, PortList, trace
 from aimass_exporters.seq2seq.seq2seq_families import Seq2SeqParts, seq2seq_parts
 
 ENCODER_FILE, DECODER_FILE, ALIGNER_FILE = "encoder.onnx", "decoder.onnx", "aligner.onnx"
-_BATCH, _SEQ, _MAX_LEN, _SOURCE, _MEL_COLUMNS = 2, 5, 32, 7, 40
+_BATCH, _SOURCES, _SEQ, _MAX_LEN, _SOURCE, _MEL_COLUMNS = 6, 2, 5, 32, 7, 40
 
 Head = tuple[int, int]
 """Layer and head of a cross-attention head."""
@@ -130,6 +131,8 @@ class SlotDecoder(_Decoder):
         total_len: torch.Tensor,
         last_idx: torch.Tensor,
         cross_len: torch.Tensor,
+        cross_readers: torch.Tensor,
+        cross_places: torch.Tensor,
         past: list[torch.Tensor],
         cross: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
@@ -137,7 +140,8 @@ class SlotDecoder(_Decoder):
         state = StepState(seqlens_k, total_len, _pairs(past))
         if self.bias is not None:
             state.bias = self.bias(position_ids.to(torch.int32), _steps(state))
-        hidden = self.run(input_ids, position_ids, state, Source(_pairs(cross), cross_len))
+        source = Source(_pairs(cross), cross_len, cross_readers, cross_places)
+        hidden = self.run(input_ids, position_ids, state, source)
         hidden = torch.gather(hidden, 1, last_idx.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         logits = self._logits(self.final_norm(hidden))
         return logits, *(tensor for pair in state.present for tensor in pair)
@@ -250,7 +254,7 @@ def _export_encoder(model: PreTrainedModel, parts: Seq2SeqParts, path: Path) -> 
 
 def _export_decoder(parts: Seq2SeqParts, path: Path) -> Path:
     caches = [name.removeprefix("cross.") for name in cross_names(len(parts.cross))]
-    row = {0: torch.export.Dim("batch")}
+    row, source = {0: torch.export.Dim("batch")}, {0: torch.export.Dim("sources")}
     grid = {**row, 1: torch.export.Dim("seq")}
     past = (_BATCH, parts.heads.num_heads, _MAX_LEN, parts.heads.head_dim)
     cache_axes = {**row, 2: torch.export.Dim("max_len")}
@@ -260,9 +264,15 @@ def _export_decoder(parts: Seq2SeqParts, path: Path) -> Path:
         Port("seqlens_k", torch.full((_BATCH,), _SEQ - 1, dtype=torch.int32), row),
         Port("total_len", torch.tensor([_SEQ], dtype=torch.int32), {}),
         Port("last_idx", torch.full((_BATCH, 1), _SEQ - 1), row),
-        Port("cross_len", torch.full((_BATCH,), _SOURCE, dtype=torch.int32), row),
+        Port("cross_len", torch.full((_SOURCES,), _SOURCE, dtype=torch.int32), source),
+        Port(
+            "cross_readers",
+            torch.arange(_BATCH).reshape(_SOURCES, -1),
+            {**source, 1: torch.export.Dim("width")},
+        ),
+        Port("cross_places", torch.arange(_BATCH), row),
         PortList([Port(f"past.{name}", torch.zeros(past), cache_axes) for name in caches]),
-        _cross_ports(parts, len(parts.cross)),
+        _cross_ports(parts, len(parts.cross), source, num_sources=_SOURCES),
     ]
     outputs = ["logits", *(f"present.{name}" for name in caches)]
     return trace(SlotDecoder(parts), inputs, outputs, path, family=parts.family)
@@ -273,12 +283,14 @@ def _export_aligner(parts: Seq2SeqParts, heads: Sequence[Head], path: Path) -> P
     inputs: list[Port | PortList] = [
         Port("input_ids", torch.ones(_BATCH, _SEQ, dtype=torch.long), {**row, 1: torch.export.Dim("seq")}),
         Port("cross_len", torch.full((_BATCH,), _SOURCE, dtype=torch.int32), row),
-        _cross_ports(parts, max(layer for layer, _ in heads) + 1),
+        _cross_ports(parts, max(layer for layer, _ in heads) + 1, row, num_sources=_BATCH),
     ]
     return trace(Aligner(parts, heads), inputs, ["scores"], path, family=parts.family)
 
 
-def _cross_ports(parts: Seq2SeqParts, num_layers: int) -> PortList:
-    shape = (_BATCH, parts.heads.num_heads, _SOURCE, parts.heads.head_dim)
-    axes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("source")}
+def _cross_ports(
+    parts: Seq2SeqParts, num_layers: int, sources: dict[int, torch.export.Dim], *, num_sources: int
+) -> PortList:
+    shape = (num_sources, parts.heads.num_heads, _SOURCE, parts.heads.head_dim)
+    axes = {**sources, 2: torch.export.Dim("source")}
     return PortList([Port(name, torch.randn(shape), axes) for name in cross_names(num_layers)])

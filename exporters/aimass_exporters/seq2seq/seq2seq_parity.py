@@ -118,23 +118,31 @@ def measure_text(
     for reading, memory in zip(readings, memories, strict=True):
         prompt = reading.token_ids[: reading.num_prompt_tokens]
         expected = reading.token_ids[reading.num_prompt_tokens :]
-        num_errors += edit_distance(_write(runner, memory, prompt, len(expected)), expected)
+        num_errors += edit_distance(write_text(runner, memory, prompt, len(expected)), expected)
         num_tokens += len(expected)
     rate = num_errors / num_tokens
     report.at_most("token_error_rate", rate, bound=bounds.max_token_error_rate, num_samples=num_tokens)
 
 
-def _write(runner: DecoderRunner, memory: SourceMemory, prompt: Sequence[int], count: int) -> list[int]:
+def write_text(
+    runner: DecoderRunner,
+    memory: SourceMemory,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    end_token_id: int | None = None,
+) -> list[int]:
+    """Return at most `count` tokens that the graphs write after a prompt, greedily; the end is the last."""
     runner.set_memory(0, memory)
     written = [int(runner.prefill(0, np.array(prompt), start=0).argmax())]
-    while len(written) < count:
+    while len(written) < count and written[-1] != end_token_id:
         length = np.array([len(prompt) + len(written) - 1])
         written.append(int(runner.decode(np.array(written[-1:]), length)[0].argmax()))
     return written
 
 
-def edit_distance(got: Sequence[int], expected: Sequence[int]) -> int:
-    """Return how many tokens must be inserted, deleted or replaced (Levenshtein)."""
+def edit_distance(got: Sequence[object], expected: Sequence[object]) -> int:
+    """Return how many tokens or words must be inserted, deleted or replaced (Levenshtein)."""
     row = list(range(len(expected) + 1))
     for number, token in enumerate(got, 1):
         before, row[0] = row[0], number

@@ -76,7 +76,7 @@ def read_clip(speech: SpeechModel, mel: NDArray[np.float32]) -> Reading:
     """Let PyTorch encode, write greedily and score one spectrogram [mels, columns]."""
     with torch.inference_mode():
         encoded = speech.model.model.encoder(torch.from_numpy(mel)[None]).last_hidden_state
-        token_ids = _greedy(speech, encoded)
+        token_ids = greedy(speech, encoded)
         outputs = _encoder_output(encoded)
         ids = torch.tensor([token_ids])
         logits = speech.model(encoder_outputs=outputs, decoder_input_ids=ids, use_cache=False).logits[0]
@@ -84,7 +84,8 @@ def read_clip(speech: SpeechModel, mel: NDArray[np.float32]) -> Reading:
     return Reading(memory, token_ids, len(speech.prompt_ids), logits.float().numpy())
 
 
-def _greedy(speech: SpeechModel, encoded: torch.Tensor) -> list[int]:
+def greedy(speech: SpeechModel, encoded: torch.Tensor) -> list[int]:
+    """Return the prompt and what PyTorch writes after it, the token that ends it included."""
     ids, cache = list(speech.prompt_ids), None
     step = ids
     limit = min(len(ids) + MAX_TEXT_TOKENS, speech.model.config.max_target_positions)

@@ -1,6 +1,8 @@
-"""Keys and values of a source that an encoder has read, beside the decoder's own: row r belongs to slot r.
+"""Keys and values of a source that an encoder has read, beside the decoder's own: slots that go on from one
+source share one row.
 
-Computed once for each request, written into its slot, and read in place by every step after that. Knows the
+Computed once for each request, written into a row, and read in place by every step after that. The graph
+attends source by source: the beams of a search read its keys and values once, not once each. Knows the
 graphs' names for them, and nothing of what a source is: speech or text. One thread at a time.
 """
 
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 
 from aimass_decoding.host_memory import host_view
 
-LENGTHS_INPUT = "cross_len"
+LENGTHS_INPUT, READERS_INPUT, PLACES_INPUT = "cross_len", "cross_readers", "cross_places"
+_NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,35 @@ class SourceMemory:
         return cls(tuple(outputs[name][row, :, :length] for name in geometry.names))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceReaders:
+    """Which rows of a step attend to which of the sources it is given."""
+
+    first: int
+    """Row of the buffers that holds the first source."""
+    readers: NDArray[np.int64]  # [sources, width]: rows of the step; where a source has fewer, row 0 again
+    places: NDArray[np.int64]  # [rows]: of each row among the readers, counted through
+
+    @classmethod
+    def of(cls, sources: Sequence[int]) -> SourceReaders:
+        """Group the rows of a step by the buffers' row that each attends to."""
+        first = min(sources)
+        groups: list[list[int]] = [[] for _ in range(max(sources) - first + 1)]
+        for row, source in enumerate(sources):
+            groups[source - first].append(row)
+        width = max(len(group) for group in groups)
+        readers = np.zeros((len(groups), width), np.int64)
+        places = np.zeros(len(sources), np.int64)
+        for index, group in enumerate(groups):
+            readers[index, : len(group)] = group
+            places[group] = index * width + np.arange(len(group))
+        return cls(first, readers, places)
+
+
 class CrossMemory:
     """Buffers `[max_slots, heads, max_source_positions, head_dim]` for every layer, on the CPU.
 
-    Rows beyond a source's length hold zeros: they are masked, but must be numbers.
+    Positions beyond a source's length hold zeros: they are masked, but must be numbers.
     """
 
     def __init__(self, session: Session, geometry: CrossGeometry, *, max_slots: int) -> None:
@@ -93,29 +121,39 @@ class CrossMemory:
             name: session.allocate(shape, np.float32) for name in geometry.names
         }
         self._rows = {name: host_view(buffer) for name, buffer in self._buffers.items()}
-        self._lengths = np.ones(max_slots, np.int32)
+        self._lengths = np.ones(max_slots, np.int32)  # of each row
+        self._source_of = [_NONE] * max_slots  # the row that each slot attends to
 
     def write(self, slot: int, memory: SourceMemory) -> None:
-        """Put a source into a slot. Raises `ValueError` when it is empty, too long or of another model."""
+        """Give a slot a source. Raises `ValueError` when it is empty, too long or of another model."""
         self._check(memory)
+        row = self._own_row(slot)
         length = memory.length
         for name, array in zip(self._geometry.names, memory.arrays, strict=True):
-            row = self._rows[name][slot]  # [heads, max_source_positions, head_dim]
-            row[:, :length] = array
-            row[:, length:] = 0
-        self._lengths[slot] = length
+            kept = self._rows[name][row]  # [heads, max_source_positions, head_dim]
+            kept[:, :length] = array
+            kept[:, length:] = 0
+        self._lengths[row] = length
+        self._source_of[slot] = row
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a slot's source over that of another."""
-        for rows in self._rows.values():
-            rows[target] = rows[source]
-        self._lengths[target] = self._lengths[source]
+        """Let a slot attend to the source of another."""
+        self._source_of[target] = self._source_of[source]
 
     def bind(self, binding: Binding, *, first: int, rows: int) -> None:
-        """Bind the sources of some slots as inputs: they are read in place at each run."""
-        binding.bind_input(LENGTHS_INPUT, self._lengths[first : first + rows])
+        """Bind the sources of some slots as inputs, read in place at each run until one of them changes."""
+        of = SourceReaders.of([max(source, 0) for source in self._source_of[first : first + rows]])
+        num_sources = len(of.readers)
+        binding.bind_input(LENGTHS_INPUT, self._lengths[of.first : of.first + num_sources])
+        binding.bind_input(READERS_INPUT, of.readers)
+        binding.bind_input(PLACES_INPUT, of.places)
         for name, buffer in self._buffers.items():
-            binding.bind_input(name, buffer.rows(first, rows))
+            binding.bind_input(name, buffer.rows(of.first, num_sources))
+
+    def _own_row(self, slot: int) -> int:
+        """Return the lowest row that no other slot attends to."""
+        taken = {row for other, row in enumerate(self._source_of) if other != slot}
+        return next(row for row in range(len(self._source_of)) if row not in taken)
 
     def _check(self, memory: SourceMemory) -> None:
         geometry = self._geometry

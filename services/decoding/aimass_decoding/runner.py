@@ -206,10 +206,17 @@ class DecoderRunner:
             raise ValueError("a source is needed by a model that has an encoder, and by no other")
         if memory is not None and self._cross is not None:
             self._cross.write(slot, memory)
+            self._forget_bindings()
 
     def copy_memory(self, source: int, target: int) -> None:
         if self._cross is not None:
             self._cross.copy(source, target)
+            self._forget_bindings()
+
+    def _forget_bindings(self) -> None:
+        """Bind anew what is run next: which rows share a source has changed."""
+        self._decode_bindings.clear()
+        self._prefill_bindings.clear()
 
     def _decode_binding(self, rows: int) -> Binding:
         binding = self._decode_bindings.get(rows)

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aimass_speech.token_rules import TokenRules, log_softmax
+from aimass_speech.token_rules import TokenRules, best_tokens, log_sum
 from aimass_speech.window import Reading
 
 
@@ -28,7 +28,7 @@ class Attempt(Protocol):
         """Tokens chosen so far; the newest has not been fed yet."""
 
     def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
-        """Choose the next tokens from logits [slots, vocab], or [1, vocab] the first time.
+        """Choose the next tokens from logits [slots, vocab], or [1, vocab] the first time; they are used up.
 
         Return for each slot the slot whose cache it must go on from, or None when the attempt is over.
         """
@@ -61,11 +61,10 @@ class SingleAttempt:
         return len(self._output)
 
     def advance(self, logits: NDArray[np.float32]) -> Sequence[int] | None:
-        row = logits[0].copy()
+        row = logits[0]
         self._rules.apply(row, self._output)
-        logprobs = log_softmax(row)
-        token = self._choose(logprobs)
-        self._logprobs.append(float(logprobs[token]))
+        token = self._choose(row)
+        self._logprobs.append(float(row[token]) - log_sum(row))
         if token == self._end_of_text:
             self._is_ended = True
             return None
@@ -76,11 +75,11 @@ class SingleAttempt:
         total, count = sum(self._logprobs), len(self._output) + 1
         return [Reading(tuple(self._output), tuple(self._logprobs[: len(self._output)]), total / count)]
 
-    def _choose(self, logprobs: NDArray[np.float32]) -> int:
+    def _choose(self, logits: NDArray[np.float32]) -> int:
         if self._temperature == 0:
-            return int(logprobs.argmax())
-        noise = self._random.gumbel(size=len(logprobs)).astype(np.float32)
-        return int((logprobs / self._temperature + noise).argmax())
+            return int(logits.argmax())
+        noise = self._random.gumbel(size=len(logits)).astype(np.float32)
+        return int((logits / self._temperature + noise).argmax())
 
 
 class DrawnAttempt:
@@ -105,7 +104,9 @@ class DrawnAttempt:
         is_first = self.num_tokens == 0
         rows = [0] * len(self._draws) if is_first else range(len(self._draws))
         self._open = [
-            place for place in self._open if self._draws[place].advance(logits[rows[place], None]) is not None
+            place
+            for place in self._open
+            if self._draws[place].advance(logits[rows[place], None].copy()) is not None
         ]
         return rows if self._open else None
 
@@ -191,24 +192,17 @@ class BeamAttempt:
 
     def _candidates(self, logits: NDArray[np.float32]) -> list[tuple[int, _Beam]]:
         """Return `(parent, beam)` for the best tokens after each beginning."""
-        found = []
-        for parent, (beam, row) in enumerate(zip(self._beams, logits, strict=False)):
-            allowed = row.copy()
-            self._rules.apply(allowed, beam.output)
-            logprobs = log_softmax(allowed)
-            best = np.argpartition(-logprobs, self._num_beams)[: self._num_beams + 1]
-            for token in best:
-                logprob = float(logprobs[token])
-                if np.isfinite(logprob):
-                    found.append(
-                        (
-                            parent,
-                            _Beam(
-                                (*beam.output, int(token)), (*beam.logprobs, logprob), beam.score + logprob
-                            ),
-                        )
-                    )
-        return found
+        return [
+            (parent, _Beam((*beam.output, token), (*beam.logprobs, logprob), beam.score + logprob))
+            for parent, (beam, row) in enumerate(zip(self._beams, logits, strict=False))
+            for token, logprob in self._continuations(beam, row)
+        ]
+
+    def _continuations(self, beam: _Beam, row: NDArray[np.float32]) -> list[tuple[int, float]]:
+        """Return the best possible tokens after a beginning, and their log-probabilities."""
+        self._rules.apply(row, beam.output)
+        tokens, total = best_tokens(row, self._num_beams + 1), log_sum(row)
+        return [(int(token), float(row[token]) - total) for token in tokens if np.isfinite(row[token])]
 
 
 class _Said:

@@ -1,12 +1,14 @@
 """Samples to the log-mel spectrogram that Whisper reads. Knows no model beyond its spectrogram's shape.
 
-Source: OpenAI's whisper/audio.py; equal to transformers' WhisperFeatureExtractor to 1e-4.
+Source: OpenAI's whisper/audio.py; equal to transformers' WhisperFeatureExtractor to 1e-4. Only columns
+that see audio are computed: the others are known.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,15 @@ class MelShape:
     hop_samples: int = 160
 
 
+class Behind(Enum):
+    """What a spectrogram holds behind the end of its audio."""
+
+    SILENCE = "silence"
+    """The spectrogram of silence, as transformers' extractor gives."""
+    ZEROS = "zeros"
+    """Zeros, as in the last window of a recording by `transcribe` of OpenAI's whisper, and faster-whisper."""
+
+
 class LogMel:
     """Computes spectrograms of one shape. Holds constants only: safe to share between threads."""
 
@@ -35,24 +46,44 @@ class LogMel:
         self._window = (0.5 - 0.5 * np.cos(2 * np.pi * positions / shape.fft_samples)).astype(np.float32)
         self._filters = mel_filters(shape)  # [fft_samples // 2 + 1, num_mel_bins]
 
-    def __call__(self, samples: NDArray[np.float32], *, num_samples: int) -> NDArray[np.float32]:
-        """Return the spectrogram [num_mel_bins, num_samples // hop] of samples [n], n at most `num_samples`.
+    def __call__(
+        self, samples: NDArray[np.float32], *, num_samples: int, behind: Behind = Behind.SILENCE
+    ) -> NDArray[np.float32]:
+        """Return the spectrogram [num_mel_bins, num_samples // hop] of samples [n] in so long a window."""
+        num_columns = num_samples // self._shape.hop_samples
+        heard = self._heard(samples, num_samples=num_samples)
+        lowest = heard.max() - _RANGE
+        if behind is Behind.ZEROS:
+            heard, rest = heard[: max(1, len(samples) // self._shape.hop_samples)], np.float32(0)
+        else:
+            rest = _scaled(np.maximum(np.float32(math.log10(_MIN_POWER)), lowest))
+        mel = np.full((self._shape.num_mel_bins, num_columns), rest, np.float32)
+        mel[:, : len(heard)] = _scaled(np.maximum(heard, lowest)).T
+        return mel
 
-        Shorter audio is filled up with silence before the transform, as the model was trained; more than
-        `hop` samples of it give columns that a pad of the spectrogram would get wrong.
+    def _heard(self, samples: NDArray[np.float32], *, num_samples: int) -> NDArray[np.float32]:
+        """Return the logarithms of the columns [columns, num_mel_bins] that see audio, silence behind it.
+
+        Audio is filled up before the transform, as the model was trained: the columns at its end see both.
         """
-        half = self._shape.fft_samples // 2
+        half, hop = self._shape.fft_samples // 2, self._shape.hop_samples
         padded = np.zeros(num_samples + 2 * half, np.float32)
         padded[half : half + len(samples)] = samples
         padded[:half] = padded[half + 1 : 2 * half + 1][::-1]
         padded[-half:] = padded[-2 * half - 1 : -half - 1][::-1]
-        frames = np.lib.stride_tricks.sliding_window_view(padded, self._shape.fft_samples)
-        columns = frames[:: self._shape.hop_samples][: num_samples // self._shape.hop_samples]
-        spectrum = np.fft.rfft(columns * self._window, axis=1)  # [columns, fft_samples // 2 + 1]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, self._shape.fft_samples)[::hop]
+        num_heard = min(num_samples // hop, math.ceil((len(samples) + half) / hop))
+        spectrum = np.fft.rfft(frames[:num_heard] * self._window, axis=1)  # [columns, fft_samples // 2 + 1]
         power = spectrum.real**2 + spectrum.imag**2
-        log_mel = np.log10(np.maximum(power.astype(np.float32) @ self._filters, _MIN_POWER))
-        log_mel = np.maximum(log_mel, log_mel.max() - _RANGE)
-        return np.ascontiguousarray(((log_mel + 4) / 4).T, dtype=np.float32)
+        heard: NDArray[np.float32] = np.log10(
+            np.maximum(power.astype(np.float32) @ self._filters, _MIN_POWER)
+        )
+        return heard
+
+
+def _scaled(log_mel: NDArray[np.float32]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float32] = (log_mel + np.float32(4)) / np.float32(4)
+    return scaled
 
 
 def mel_filters(shape: MelShape) -> NDArray[np.float32]:

@@ -21,8 +21,6 @@ from aimass_speech.whisper_spec import WhisperSpec, whisper_spec
 from aimass_speech.window_decoder import WindowDecoder
 
 ENCODER_ROLE, DECODER_ROLE, ALIGNER_ROLE = "encoder", "decoder", "aligner"
-_SPARE_SLOTS = 1
-"""For the reordering of beams."""
 
 
 def load_recognizer(bundle: Bundle, context: LoadContext) -> RecognitionEngine:
@@ -53,7 +51,7 @@ def _model(bundle: Bundle, context: LoadContext, spec: WhisperSpec, *, num_slots
         raise BadBundle(bundle.ref, detail="expected a decoder with cross_attention")
     encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
     session = open_session(bundle.graph(DECODER_ROLE), context.session_config)
-    runner = DecoderRunner(session, geometry, max_slots=num_slots + _SPARE_SLOTS, max_len=spec.max_positions)
+    runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=spec.max_positions)
     golden = bundle.golden()
     (memory, *_) = encoder.encode(encoder_feeds(golden))
     replay_golden(runner, golden, bundle=bundle.ref, memory=memory)

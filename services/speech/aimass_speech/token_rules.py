@@ -16,6 +16,7 @@ from aimass_speech.whisper_spec import WhisperSpec
 
 _MAX_FIRST_TIMESTAMP_S = 1.0
 _NEVER = -np.inf
+_BLOCK = 128
 
 
 class TokenRules:
@@ -59,7 +60,7 @@ class TokenRules:
             else:
                 logits[:end_of_text] = _NEVER  # a second timestamp, or the end
         self._keep_in_order(logits, output_ids)
-        if _log_sum(logits[begin:]) > logits[:begin].max():
+        if log_sum(logits[begin:]) > logits[:begin].max():
             logits[:begin] = _NEVER
 
     def _keep_in_order(self, logits: NDArray[np.float32], output_ids: Sequence[int]) -> None:
@@ -72,15 +73,39 @@ class TokenRules:
         logits[begin : last if is_open else last + 1] = _NEVER
 
 
-def _log_sum(logits: NDArray[np.float32]) -> float:
+def log_sum(logits: NDArray[np.float32]) -> float:
     """Return the logarithm of the sum of the exponentials."""
-    highest = float(logits.max())
+    highest = logits.max()
     if highest == _NEVER:
-        return highest
-    return highest + float(np.log(np.exp(logits - highest).sum()))
+        return float(highest)
+    shifted = logits - highest
+    return float(highest) + float(np.log(np.exp(shifted, out=shifted).sum()))
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return natural log-probabilities [vocab]; impossible tokens stay impossible."""
-    shifted: NDArray[np.float32] = logits - np.float32(_log_sum(logits))
+    shifted: NDArray[np.float32] = logits - np.float32(log_sum(logits))
     return shifted
+
+
+def best_tokens(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the tokens with the highest logits [vocab], in no order.
+
+    Each of them is in one of the `count` blocks of tokens with the highest maxima: one pass finds these, and
+    a partial sort of the whole vocabulary is spared.
+    """
+    num_blocks = len(logits) // _BLOCK
+    if num_blocks <= count:
+        return _highest(logits, count)
+    tops = logits[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
+    starts = _highest(tops, count) * _BLOCK
+    places = np.concatenate(
+        [(starts[:, np.newaxis] + np.arange(_BLOCK)).ravel(), np.arange(num_blocks * _BLOCK, len(logits))]
+    )
+    found: NDArray[np.int64] = places[_highest(logits[places], count)]
+    return found
+
+
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    count = min(count, len(values))
+    return np.argpartition(values, len(values) - count)[len(values) - count :]

@@ -14,7 +14,7 @@ from aimass_decoding.runner import Runner
 from aimass_serving.session import Session
 from numpy.typing import NDArray
 
-from aimass_speech.features import LogMel
+from aimass_speech.features import Behind, LogMel
 from aimass_speech.whisper_spec import WhisperSpec
 
 
@@ -44,9 +44,9 @@ class WhisperModel:
         """Whether word times can be had."""
         return self._aligner is not None
 
-    def encode(self, samples: NDArray[np.float32], *, num_samples: int) -> SourceMemory:
-        """Return what the encoder makes of samples [n], filled up with silence to `num_samples`."""
-        mel = self._log_mel(samples, num_samples=num_samples)
+    def encode(self, samples: NDArray[np.float32], *, num_samples: int, behind: Behind) -> SourceMemory:
+        """Return what the encoder makes of samples [n] in a window of `num_samples`."""
+        mel = self._log_mel(samples, num_samples=num_samples, behind=behind)
         (memory,) = self._encoder.encode({"mel": mel[None]})
         return memory
 

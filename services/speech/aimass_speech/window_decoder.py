@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
+from aimass_decoding.beam_batch import reordered
 from aimass_serving.errors import DeadlineExceeded, Draining, ModelFailed, Overloaded
 from numpy.typing import NDArray
 
 from aimass_speech.attempt import BeamAttempt
 from aimass_speech.config import SpeechConfig
+from aimass_speech.features import Behind
 from aimass_speech.phrase_search import PhraseAttempt, PhraseSearch
 from aimass_speech.token_rules import TokenRules, log_softmax
 from aimass_speech.transcript_tokenizer import TranscriptTokenizer
@@ -172,10 +174,16 @@ class WindowDecoder:
         """Encode a window, listen for its language, and start its first attempt."""
         job.started_ns = time.time_ns()
         spec, request = self._model.spec, job.request
-        job.memory = self._model.encode(request.samples, num_samples=self._window_samples(request))
+        job.memory = self._model.encode(
+            request.samples,
+            num_samples=self._window_samples(request),
+            # Recordings are read as OpenAI's `transcribe` reads them; live windows are too short for zeros.
+            behind=Behind.ZEROS if request.priority is Priority.FILE else Behind.SILENCE,
+        )
         job.encoded_ns = time.time_ns()
-        for slot in job.slots:
-            self._model.runner.set_memory(slot, job.memory)
+        self._model.runner.set_memory(job.slots[0], job.memory)
+        for slot in job.slots[1:]:
+            self._model.runner.copy_memory(job.slots[0], slot)
         job.language = request.language
         if spec.is_multilingual and not job.language:
             self._detect_language(job)
@@ -256,10 +264,13 @@ class WindowDecoder:
             self._follow(job, parents)
 
     def _follow(self, job: WindowJob, parents: Sequence[int]) -> None:
-        """Let each slot go on from that of its parent."""
+        """Let each output go on from the cache of its parent."""
         assert job.attempt is not None, "windows in work have begun"
         num_tokens = len(job.start_ids) + job.attempt.num_tokens - 1
-        self._reorder(job, [job.slots[parent] for parent in parents], num_tokens)
+        slots, copies = reordered(job.slots, list(parents))
+        for source, target in copies:
+            self._model.runner.copy_slot(source, target, num_tokens=num_tokens)
+        job.slots = [*slots, *(slot for slot in job.slots if slot not in slots)]
 
     def _end_attempt(self, job: WindowJob, readings: list[Reading]) -> None:
         """Go on to what is still to be done for a window."""
@@ -273,21 +284,6 @@ class WindowDecoder:
                 self._attempt(job)
             else:
                 self._judge(job, sorted(job.drawn, key=lambda one: -one.avg_logprob) or readings)
-
-    def _reorder(self, job: WindowJob, sources: Sequence[int], num_tokens: int) -> None:
-        """Let each slot of a beam search go on from the cache of its parent."""
-        moves = {
-            target: source for target, source in zip(job.slots, sources, strict=False) if target != source
-        }
-        while moves:
-            # A slot that no other move reads any more can be written; a ring is broken over the spare slot.
-            free = next((target for target in moves if target not in moves.values()), None)
-            if free is None:
-                target = next(iter(moves))
-                self._model.runner.copy_slot(target, self._model.num_slots, num_tokens=num_tokens)
-                moves = {t: self._model.num_slots if s == target else s for t, s in moves.items()}
-                continue
-            self._model.runner.copy_slot(moves.pop(free), free, num_tokens=num_tokens)
 
     def _judge(self, job: WindowJob, readings: list[Reading]) -> None:
         """Take an output, or try again at the next temperature."""

@@ -35,12 +35,17 @@ class SeeingDecoder(FakeDecoder):
     def __init__(self) -> None:
         super().__init__(hashed_logits())
         self.sources: list[list[float]] = []
+        self.num_sources: list[int] = []
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         outputs = super().__call__(feeds)
         lengths, keys = feeds["cross_len"], feeds["cross.0.key"]
-        seen = [float(key[:, :n].mean()) for key, n in zip(keys, lengths, strict=True)]
-        assert all(not key[:, n:].any() for key, n in zip(keys, lengths, strict=True))
+        self.num_sources.append(len(keys))
+        readers = feeds["cross_readers"].ravel()[feeds["cross_places"]]
+        assert readers.tolist() == list(range(len(readers)))  # each row comes back to its own place
+        sources = feeds["cross_places"] // feeds["cross_readers"].shape[1]
+        seen = [float(keys[source, :, : lengths[source]].mean()) for source in sources]
+        assert all(not keys[source, :, lengths[source] :].any() for source in sources)
         self.sources.append(seen)
         outputs["logits"] = outputs["logits"] + np.array(seen, np.float32)[:, None] * np.arange(32) % 7
         return outputs
@@ -81,6 +86,29 @@ def test_copied_memory_follows_its_sequence() -> None:
     runner.copy_memory(1, 0)
     runner.prefill(0, np.array([5]), start=0)
     assert decoder.sources == [[2.0]]
+
+
+def test_slots_that_go_on_from_one_source_read_it_together() -> None:
+    decoder = SeeingDecoder()
+    runner = DecoderRunner(decoder.session(), GEOMETRY, max_slots=5, max_len=16)
+    for slot, value in ((0, 1.0), (3, 2.0)):
+        runner.set_memory(slot, memory(value))
+        runner.prefill(slot, np.array([5]), start=0)
+    for source, target in ((0, 1), (0, 2), (3, 4)):
+        runner.copy_memory(source, target)
+    runner.decode(np.ones(5, np.int64), np.ones(5, np.int64))
+    assert decoder.sources[-1] == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert decoder.num_sources == [1, 1, 2]
+
+
+def test_a_new_source_leaves_those_who_shared_the_old_one_alone() -> None:
+    decoder = SeeingDecoder()
+    runner = DecoderRunner(decoder.session(), GEOMETRY, max_slots=2, max_len=16)
+    runner.set_memory(0, memory(1.0))
+    runner.copy_memory(0, 1)
+    runner.set_memory(0, memory(2.0))
+    runner.decode(np.ones(2, np.int64), np.ones(2, np.int64))
+    assert decoder.sources[-1] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize("length", [0, 9])

@@ -20,8 +20,9 @@ from aimass_speech.audio import (
     WrongSampleRate,
     decode_audio,
 )
-from aimass_speech.features import LogMel, MelShape, mel_filters
+from aimass_speech.features import Behind, LogMel, MelShape, mel_filters
 from aimass_speech.g711 import decode_alaw, decode_mulaw, encode_alaw, encode_mulaw
+from faster_whisper.feature_extractor import FeatureExtractor
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -153,3 +154,14 @@ def test_spectrogram_is_that_of_transformers() -> None:
         expected = extractor(samples, sampling_rate=RATE, return_tensors="np").input_features[0]
         np.testing.assert_allclose(log_mel(samples, num_samples=480_000), expected, atol=1e-4)
     np.testing.assert_allclose(mel_filters(MelShape()), extractor.mel_filters, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [100, 159, 160, 16_000, 64_123, 479_999, 480_000])
+def test_the_last_window_of_a_recording_is_that_of_faster_whisper(num_samples: int) -> None:
+    """Columns that audio fills, then zeros; at least one, where faster-whisper reads nothing at all."""
+    samples = np.random.default_rng(1).normal(scale=0.1, size=num_samples).astype(np.float32)
+    mel = LogMel(MelShape())(samples, num_samples=480_000, behind=Behind.ZEROS)
+    num_columns = num_samples // 160
+    expected = FeatureExtractor()(samples)[:, :num_columns]
+    np.testing.assert_allclose(mel[:, :num_columns], expected, atol=1e-4)
+    assert not mel[:, max(1, num_columns) :].any()

@@ -13,7 +13,7 @@ from aimass_speech.attempt import BeamAttempt, DrawnAttempt, SingleAttempt
 from aimass_speech.features import MelShape
 from aimass_speech.hot_phrases import HotPhrases
 from aimass_speech.segmenter import split_segments
-from aimass_speech.token_rules import TokenRules, log_softmax
+from aimass_speech.token_rules import TokenRules, best_tokens, log_softmax
 from aimass_speech.transcript_tokenizer import WordTokens
 from aimass_speech.whisper_spec import WhisperSpec
 from aimass_speech.word_alignment import aligned_words, shortest_path, token_starts
@@ -216,6 +216,14 @@ def test_readings_that_say_the_same_count_once() -> None:
     plain, distinct = readings(), readings(same=sound)
     assert len({sound(output) for output in plain}) < len(plain)
     assert len({sound(output) for output in distinct}) == len(distinct) >= 2
+
+
+@given(st.integers(1, 3000), st.integers(1, 8), st.integers(0, 1000))
+def test_the_best_tokens_are_those_of_a_whole_sort(vocab: int, count: int, seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(size=vocab).astype(np.float32)
+    logits[np.random.default_rng(seed).random(vocab) < 0.3] = -np.inf
+    found = sorted(logits[best_tokens(logits, count)].tolist(), reverse=True)
+    assert found == sorted(logits.tolist(), reverse=True)[:count]
 
 
 def test_log_softmax_keeps_the_impossible_impossible() -> None:
