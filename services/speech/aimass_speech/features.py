@@ -51,26 +51,30 @@ class LogMel:
     ) -> NDArray[np.float32]:
         """Return the spectrogram [num_mel_bins, num_samples // hop] of samples [n] in so long a window."""
         num_columns = num_samples // self._shape.hop_samples
-        heard = self._heard(samples, num_samples=num_samples)
+        heard = self._heard(samples, num_samples=num_samples, behind=behind)
         lowest = heard.max() - _RANGE
         if behind is Behind.ZEROS:
-            heard, rest = heard[: max(1, len(samples) // self._shape.hop_samples)], np.float32(0)
+            heard, rest = heard[: max(1, len(samples) // self._shape.hop_samples)], 0.0
         else:
-            rest = _scaled(np.maximum(np.float32(math.log10(_MIN_POWER)), lowest))
+            rest = float(_scaled(np.maximum(heard.dtype.type(math.log10(_MIN_POWER)), lowest)))
         mel = np.full((self._shape.num_mel_bins, num_columns), rest, np.float32)
         mel[:, : len(heard)] = _scaled(np.maximum(heard, lowest)).T
         return mel
 
-    def _heard(self, samples: NDArray[np.float32], *, num_samples: int) -> NDArray[np.float32]:
+    def _heard(
+        self, samples: NDArray[np.float32], *, num_samples: int, behind: Behind
+    ) -> NDArray[np.float32]:
         """Return the logarithms of the columns [columns, num_mel_bins] that see audio, silence behind it.
 
         Audio is filled up before the transform, as the model was trained: the columns at its end see both.
+        A full window is mirrored at its ends; a recording goes on behind it, if with silence.
         """
         half, hop = self._shape.fft_samples // 2, self._shape.hop_samples
         padded = np.zeros(num_samples + 2 * half, np.float32)
         padded[half : half + len(samples)] = samples
         padded[:half] = padded[half + 1 : 2 * half + 1][::-1]
-        padded[-half:] = padded[-2 * half - 1 : -half - 1][::-1]
+        if behind is Behind.SILENCE:
+            padded[-half:] = padded[-2 * half - 1 : -half - 1][::-1]
         frames = np.lib.stride_tricks.sliding_window_view(padded, self._shape.fft_samples)[::hop]
         num_heard = min(num_samples // hop, math.ceil((len(samples) + half) / hop))
         spectrum = np.fft.rfft(frames[:num_heard] * self._window, axis=1)  # [columns, fft_samples // 2 + 1]
