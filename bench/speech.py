@@ -29,9 +29,9 @@ MODELS = {
         BenchModel("whisper-base", "Whisper base", lambda: "whisper-base"),
     )
 }
-PADDING = (
-    "A window is filled up with silence by aimass, and with zeros behind its spectrogram by faster-whisper: "
-    "texts may differ on equal weights. On equal spectrograms, tests hold tokens to CTranslate2's"
+REFERENCE = (
+    "Both put zeros behind the spectrogram of a recording, as `transcribe` of OpenAI's whisper does; tests "
+    "hold tokens to CTranslate2's and transformers' on equal spectrograms"
 )
 COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, *, command: str) -> Benchmark:
         repetitions=repetitions,
         ratios=[Ratio(served(precision), peer(precision), "1.25") for precision in precisions],
     )
-    return replace(benchmark, tables=[_quality(benchmark)], remarks=[PADDING])
+    return replace(benchmark, tables=[_quality(benchmark)], remarks=[REFERENCE])
 
 
 def _entries(model: BenchModel, precisions: list[str], num_synthetic: int) -> list[Entry]:
