@@ -5,8 +5,6 @@ Must not know the wire.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aimass_decoding.cross_attention import SourceEncoder, cross_geometry_of
 from aimass_decoding.golden import encoder_feeds, replay_golden
 from aimass_decoding.runner import DecoderRunner, geometry_of
@@ -51,9 +49,8 @@ def _model(bundle: Bundle, context: LoadContext, spec: WhisperSpec, *, num_slots
     cross = cross_geometry_of(bundle.manifest.decoder)
     if cross is None:
         raise BadBundle(bundle.ref, detail="expected a decoder with cross_attention")
-    config = replace(context.session_config, spins_between_runs=False)
-    encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), config), cross)
-    session = open_session(bundle.graph(DECODER_ROLE), config)
+    encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
+    session = open_session(bundle.graph(DECODER_ROLE), context.session_config)
     runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=spec.max_positions)
     golden = bundle.golden()
     (memory, *_) = encoder.encode(encoder_feeds(golden))
