@@ -27,8 +27,10 @@ from aimass_exporters.decoders.decoder_parity import (
     measure_held_out,
     measure_logits,
 )
+from aimass_exporters.decoders.random_sequences import random_sequences
 from aimass_exporters.graphs.adapted_products import AdapterTerms, is_adapter_factor
-from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_graph
+from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_model
+from aimass_exporters.graphs.norm_smoothing import smooth_norms
 from aimass_exporters.precision import DECODER_BOUNDS, Precision
 from aimass_exporters.progress import Progress
 from aimass_exporters.sources.adapter_set import NamedAdapter
@@ -100,8 +102,10 @@ def _write_graph(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
         floating = export_decoder(model, Path(scratch), adapters)
         progress.stage("quantise the weights")
+        sequences = random_sequences(decoder_shape(model.config), has_adapters=adapters is not None)
+        smooth = smooth_norms(floating, sequences)
         target, bits = draft / GRAPH_FILE, _WEIGHT_BITS[precision]
-        quantize_graph(floating, target, bits, progress, stays_float=is_adapter_factor)
+        quantize_model(smooth, target, bits, progress, stays_float=is_adapter_factor)
     return draft / GRAPH_FILE
 
 

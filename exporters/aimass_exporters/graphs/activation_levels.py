@@ -54,7 +54,7 @@ class ActivationLevels:
     @classmethod
     def of(cls, seen: Observed, strength: float) -> ActivationLevels:
         """Cover the whole observed range, zero being one of the levels."""
-        factors = _smoothing(seen, strength) if strength else None
+        factors = smoothing_factors(np.maximum(-seen.low, seen.high), strength) if strength else None
         shares = np.float32(1) if factors is None else factors
         return cls(factors, *_scale_and_zero(seen.low * shares, seen.high * shares), _NO_CHANNELS)
 
@@ -113,6 +113,13 @@ def best_levels(seen: Observed, weights: Sequence[Matrix]) -> ActivationLevels:
     return min(candidates, key=lambda levels: sum(product_error(seen.rows, w, levels) for w in weights))
 
 
+def smoothing_factors(reach: Matrix, strength: float) -> Matrix:
+    """Return what channels of this reach are multiplied by: 1 on (geometric) average."""
+    shares = np.maximum(reach, _SMALLEST_REACH) ** strength
+    factors: Matrix = (np.exp(np.log(shares).mean()) / shares).astype(np.float32)
+    return factors
+
+
 def product_error(rows: Matrix, weights: Matrix, levels: ActivationLevels) -> float:
     """Return how far the integer product is off in a typical row, as a share of the row's own length.
 
@@ -130,9 +137,3 @@ def _scale_and_zero(low: Matrix, high: Matrix) -> tuple[np.float32, np.uint8]:
     lowest, highest = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
     scale = np.float32((highest - lowest) / _LEVELS or 1.0)
     return scale, np.uint8(np.clip(round(-lowest / scale), 0, _LEVELS))
-
-
-def _smoothing(seen: Observed, strength: float) -> Matrix:
-    reach = np.maximum(np.maximum(-seen.low, seen.high), _SMALLEST_REACH) ** strength
-    factors: Matrix = (np.exp(np.log(reach).mean()) / reach).astype(np.float32)
-    return factors

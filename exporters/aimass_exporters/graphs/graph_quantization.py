@@ -47,15 +47,6 @@ class WeightBits:
     """
 
 
-def quantize_graph(
-    source: Path, target: Path, bits: WeightBits, progress: Progress, *, stays_float: StaysFloat = _nothing
-) -> None:
-    """Write a quantised copy of a graph. Raises `QuantizationIncomplete` when a product keeps float weights
-    that do not stay float.
-    """
-    quantize_model(onnx.load(source), target, bits, progress, stays_float=stays_float)
-
-
 def quantize_model(
     model: onnx.ModelProto,
     target: Path,
@@ -64,7 +55,9 @@ def quantize_model(
     *,
     stays_float: StaysFloat = _nothing,
 ) -> None:
-    """Quantise a loaded graph, which is used up, and write it. Errors as `quantize_graph`."""
+    """Quantise a loaded graph, which is used up, and write it. Raises `QuantizationIncomplete` when a product
+    keeps float weights that do not stay float.
+    """
     quantizer = GraphQuantizer(model, bits, stays_float=stays_float)
     for done, total in quantizer.run():
         progress.advance(done, total)
@@ -237,7 +230,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove weights, and nodes without a reader, that the replacement left behind."""
     outputs = {value.name for value in graph.output}
     while True:
-        read = set(_read_names(graph)) | outputs
+        read = set(read_names(graph)) | outputs
         dead = [node for node in graph.node if not read.intersection(node.output)]
         if not dead:
             break
@@ -247,13 +240,13 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
+def read_names(graph: onnx.GraphProto) -> Iterator[str]:
     """Yield the names of all values that nodes read, the branches of an If and bodies of loops included."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _read_names(inner)
+                yield from read_names(inner)
                 yield from (value.name for value in inner.output)
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from aimass_exporters.errors import QuantizationIncomplete
 from aimass_exporters.graphs.external_file import save_graph
-from aimass_exporters.graphs.graph_quantization import WeightBits, float_products, quantize_graph
+from aimass_exporters.graphs.graph_quantization import WeightBits, float_products, quantize_model
 from aimass_exporters.progress import SilentProgress
 from onnx import TensorProto, helper, numpy_helper
 
@@ -50,8 +50,8 @@ def _run(path: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def _quantized(model: onnx.ModelProto, folder: Path, bits: WeightBits) -> Path:
-    source = save_graph(model, folder / "float.onnx")
-    quantize_graph(source, folder / "quantized.onnx", bits, SilentProgress())
+    save_graph(model, folder / "float.onnx")
+    quantize_model(onnx.load(folder / "float.onnx"), folder / "quantized.onnx", bits, SilentProgress())
     return folder / "quantized.onnx"
 
 
