@@ -1,8 +1,8 @@
 """Lets the norms of a graph hold back channels that reach far, and the weights behind them make up for it.
 
 Integer products round activations in blocks of neighbouring channels: one that reaches far takes the levels
-from the others. Gamma and beta of a norm are divided by the root of each channel's reach, and the weights that
-read it multiplied by it: the same nodes give the same in float. Must not know models, nor how weights are
+from the others. Gamma and beta of a norm are divided by the root of each channel's reach, and the weights
+behind it multiplied by it: the same nodes give the same in float. Must not know models, nor how weights are
 quantised.
 
 Source: SmoothQuant, Xiao et al., arXiv 2211.10438.
@@ -75,7 +75,7 @@ def smooth_norms(path: Path, feeds: Sequence[Feeds]) -> onnx.ModelProto:
         factors = smoothing_factors(reach, STRENGTH)
         _scale_norm(model.graph, norm, weights, factors)
         for product in norm.readers:
-            _scale_inputs(product, weights[product.input[1]], 1 / factors)
+            _scale_inputs(product, weights[product.input[1]], factors)
     drop_unused(model.graph)
     return model
 
@@ -144,5 +144,6 @@ def _scale_norm(
 
 
 def _scale_inputs(product: NodeProto, weight: TensorProto, factors: Matrix) -> None:
+    """Let the weights make up for inputs that are multiplied by `factors`."""
     shares = factors if is_gemm_of_transposed(product) else factors[:, np.newaxis]
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * shares, weight.name))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) / shares, weight.name))
