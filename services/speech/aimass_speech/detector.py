@@ -67,6 +67,11 @@ class DetectorStream:
         """Return the probability of the last frame, if one is begun."""
         return await self._run(self._cutter.finish())
 
+    def restart(self) -> None:
+        """Forget what was heard, so that it does not linger in what follows. Frames go on where they were."""
+        self._cutter.silence()
+        self._state = self._engine.runner.new_state()
+
     async def _run(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
         if not len(frames):
             return np.zeros(0, np.float32)

@@ -184,12 +184,19 @@ class LiveRecognizer:
             if isinstance(request, bytes):
                 await self._take(self._decoder.feed(request))
                 continue
-            await self._follow(self._endpointer.finish(self._audio.end))
+            await self._finish_open()
             if isinstance(request, FlushAsked):
                 await self._closing.put(FlushDone(request.id))
         await self._take(self._decoder.finish())
-        await self._follow(self._endpointer.finish(self._audio.end))
+        await self._finish_open()
         await self._closing.put(None)
+
+    async def _finish_open(self) -> None:
+        """End the open utterance now. A detector still hears speech in the silence right behind it, which
+        would begin an utterance of its own: it starts anew.
+        """
+        await self._follow(self._endpointer.finish(self._audio.end))
+        self._detector.restart()
 
     async def _take(self, samples: NDArray[np.float32]) -> None:
         for start in range(0, len(samples), _PIECE_SAMPLES):

@@ -45,6 +45,10 @@ class FrameCutter:
         rest = len(self._held) - self._shape.context_samples
         return self.feed(np.zeros((self._shape.frame_samples - rest) * (rest > 0), np.float32))
 
+    def silence(self) -> None:
+        """Replace what is held by silence: frames go on where they were, and hear nothing of before."""
+        self._held = np.zeros_like(self._held)
+
 
 class VoiceActivityRunner:
     """Runs a detector's two graphs, which compute the same."""

@@ -31,12 +31,15 @@ PIECE = 640
 
 
 class LoudnessDetector:
-    """Takes loud frames for speech. Its first answer waits until the test lets it go."""
+    """Takes loud frames for speech, and some behind them. Its first answer waits until the test lets it go."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_lingering: int = 0) -> None:
         self.is_free = asyncio.Event()
         self.num_calls = 0
+        self._num_lingering = num_lingering
         self._rest = np.zeros(0, np.float32)
+        self._num_quiet = num_lingering
+        """Frames since the last loud one."""
 
     async def feed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         self.num_calls += 1
@@ -45,8 +48,15 @@ class LoudnessDetector:
         num_frames = len(joined) // FRAME
         self._rest = joined[num_frames * FRAME :]
         frames = joined[: num_frames * FRAME].reshape(num_frames, FRAME)
-        is_loud: NDArray[np.float32] = (np.abs(frames).max(axis=1) > 0.1).astype(np.float32)
-        return is_loud
+        return np.array([self._hear(frame) for frame in frames], np.float32)
+
+    def _hear(self, frame: NDArray[np.float32]) -> float:
+        self._num_quiet = 0 if np.abs(frame).max() > 0.1 else self._num_quiet + 1
+        return float(self._num_quiet <= self._num_lingering)
+
+    def restart(self) -> None:
+        self._rest = np.zeros_like(self._rest)
+        self._num_quiet = self._num_lingering
 
 
 class LengthRecognizer:
@@ -73,6 +83,7 @@ def recognizer(
     detector: LoudnessDetector,
     live: LiveOptions = LiveOptions(),  # noqa: B008 - frozen
     recognizes: LengthRecognizer | None = None,
+    rules: EndpointRules = EndpointRules(),  # noqa: B008 - frozen
 ) -> LiveRecognizer:
     engine: Any = recognizes or LengthRecognizer()
     listening: Any = detector
@@ -80,7 +91,7 @@ def recognizer(
         engine,
         listening,
         StreamDecoder(AudioFormat(AudioEncoding.PCM_S16LE, RATE)),
-        Endpointer(EndpointRules(), frame_samples=FRAME, sample_rate_hz=RATE),
+        Endpointer(rules, frame_samples=FRAME, sample_rate_hz=RATE),
         RecognitionOptions(),
         live,
     )
@@ -165,3 +176,21 @@ async def test_a_pause_is_read_once_as_a_final_that_is_told_as_an_interim_meanwh
     assert [type(event) for event in told] == [InterimRead, FinalRead]
     assert told[0].transcript is told[1].transcript
     assert told[0].transcript.num_speech_samples == pytest.approx(1.1 * RATE, abs=2 * PIECE)
+
+
+async def test_what_a_detector_still_hears_behind_a_flush_begins_no_utterance() -> None:
+    detector = LoudnessDetector(num_lingering=3)
+    detector.is_free.set()
+    stream = recognizer(detector, rules=EndpointRules(end_silence_s=5.0))
+    said = [*messages(0.5, 1.0), FlushAsked("a"), *messages(0, 1.0)]
+
+    async def requests() -> AsyncIterator[bytes | FlushAsked]:
+        for request in (*said, *said):
+            yield request
+
+    finals = [event async for event in stream.events(requests()) if isinstance(event, FinalRead)]
+    # A stretch that lingers is shorter than an utterance, but is one with speech behind it.
+    assert [(final.start / RATE, final.end / RATE) for final in finals] == [
+        pytest.approx((0.0, 1.0), abs=0.04),
+        pytest.approx((1.7, 3.0), abs=0.04),
+    ]
