@@ -121,6 +121,23 @@ async def test_flush_finishes_the_open_utterance_and_is_answered_after_it(
     assert 0 <= final.finalization_ms < 60_000
 
 
+async def test_silence_behind_a_flush_is_no_beginning_however_long_it_may_last(
+    stub: Any, spoken: NDArray[np.float32]
+) -> None:
+    said = audio(pcm(spoken[: int(2.2 * RATE)]))  # speech to its last sample, which a detector hears on
+    flush = pb.StreamingRecognizeRequest(flush=pb.Flush(id="now"))
+    first = configured()
+    first.config.end_silence.FromMilliseconds(5000)
+    requests = [first, *said, flush, *audio(pcm(np.zeros(RATE, np.float32))), *said, flush]
+    events = [event async for event in stub.StreamingRecognize(paced(requests, 0.001))]
+    activities = [event.activity for event in events if event.HasField("activity")]
+    assert [activity.kind for activity in activities] == [BEGIN, END, BEGIN, END]
+    assert activities[2].at.ToMilliseconds() > 3100
+    finals = [event.final.segment for event in events if event.HasField("final")]
+    assert len(finals) == 2
+    assert all("it was the best" in plain(final.text) for final in finals)
+
+
 async def held_open(
     requests: Iterable[pb.StreamingRecognizeRequest],
 ) -> AsyncIterator[pb.StreamingRecognizeRequest]:
