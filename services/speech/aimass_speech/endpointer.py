@@ -140,7 +140,8 @@ class Endpointer:
                 return []
             self._start = max(self._last_end, event.at - self._lead)
             self._is_paused = False
-            return [Began(self._start, event.at)]
+            # A frame that an ended utterance shares may be the first of the next.
+            return [Began(self._start, max(self._start, event.at))]
         if self._start is None:
             return []
         end = min(max(self._now, event.end), event.end + self._lead)

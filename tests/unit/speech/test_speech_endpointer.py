@@ -60,6 +60,14 @@ def test_flush_ends_what_is_open_at_once_and_nothing_when_nothing_is() -> None:
     assert subject.finish(30_000) == []
 
 
+def test_speech_that_goes_on_behind_a_flush_begins_no_earlier_than_the_flush() -> None:
+    subject = endpointer()
+    followed(subject, (0.9, 1.0))
+    flushed_at = frames(1.0) * FRAME + FRAME // 2  # within a frame, which is speech to its end
+    subject.finish(flushed_at)
+    assert followed(subject, (0.9, 1.0)) == [Began(flushed_at, flushed_at)]
+
+
 def test_long_speech_is_cut_where_it_was_least_probable_and_goes_on_there() -> None:
     subject = endpointer()
     events = followed(subject, (0.9, 25.0), (0.6, 0.1), (0.9, 10.0))
