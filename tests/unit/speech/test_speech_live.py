@@ -31,7 +31,7 @@ PIECE = 640
 
 
 class LoudnessDetector:
-    """Takes loud frames for speech, and some behind them. Its first answer waits until the test lets it go."""
+    """Takes loud frames for speech, and some behind. Its first answer waits until the test lets it go."""
 
     def __init__(self, *, num_lingering: int = 0) -> None:
         self.is_free = asyncio.Event()
