@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from aimass_exporters.errors import InvalidExportOption
 from aimass_exporters.graphs.graph_quantization import WeightBits, quantize_model
-from aimass_exporters.graphs.static_quantization import Feeds, quantize_statically
 from aimass_exporters.precision import SEQ2SEQ_BOUNDS, Precision
 from aimass_exporters.progress import Progress
 from aimass_exporters.seq2seq.seq2seq_export import Head, Seq2SeqGraphs, export_seq2seq
@@ -26,13 +25,10 @@ def write_seq2seq_graphs(
     progress: Progress,
     *,
     alignment_heads: Sequence[Head] = (),
-    typical: Callable[[], Sequence[Feeds]] | None = None,
 ) -> Seq2SeqGraphs:
-    """Write the graphs of a model, quantised when asked for.
+    """Write the graphs of a model, quantised in blocks when asked for.
 
-    `typical` gives inputs of the encoder that the ranges of its 8-bit activations are taken from: worth it
-    where sources are long. Without it the encoder's weights are in blocks, as the decoder's are. Raises
-    `InvalidExportOption` for a precision that is not fp32 or int8, `UnsupportedModel`.
+    Raises `InvalidExportOption` for a precision that is not fp32 or int8, `UnsupportedModel`.
     """
     if precision not in SEQ2SEQ_BOUNDS:
         expected = f"one of {', '.join(SEQ2SEQ_BOUNDS)} for an encoder-decoder"
@@ -42,10 +38,7 @@ def write_seq2seq_graphs(
         return export_seq2seq(model, draft, alignment_heads=alignment_heads)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=draft.parent) as scratch:
         floating = export_seq2seq(model, Path(scratch), alignment_heads=alignment_heads)
-        for role, path in floating.by_role().items():
+        for path in floating.by_role().values():
             progress.stage(f"quantise {path.name}")
-            graph = onnx.load(path)
-            if role == "encoder" and typical is not None:
-                quantize_statically(graph, typical())
-            quantize_model(graph, draft / path.name, _INT8, progress)
+            quantize_model(onnx.load(path), draft / path.name, _INT8, progress)
     return floating.moved_to(draft)
