@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from bench import peers
 from bench.busy import BusyCore
 from bench.contest import Entry, hold, lineup
+from bench.generation_runners import OUTSIDE_GRAPH
 from bench.machine import describe_machine
 from bench.measurement import share_of_equal_answers
 from bench.models import INT4, LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
@@ -131,6 +132,7 @@ def contest(settings: GenerationSettings, *, command: str) -> Benchmark:
     remarks = [
         *_equalities(benchmark),
         *_latencies(benchmark),
+        *_outside_graph(benchmark),
         *_own_environment(benchmark),
         *absences,
         NOT_RUN,
@@ -289,6 +291,19 @@ def _latencies(benchmark: Benchmark) -> Iterable[str]:
                     f"{key.removesuffix('_ms').replace('_', ' ')} {ms:.0f} ms" for key, ms in details.items()
                 )
                 yield f"{name}, {heading}, at the client: {figures}"
+
+
+def _outside_graph(benchmark: Benchmark) -> Iterable[str]:
+    """Say which share of its time our engine spends beside runs of the graph."""
+    for name in benchmark.candidates:
+        cells = {heading: benchmark.cell(name, key).details for key, heading in benchmark.scenarios.items()}
+        shares = [
+            f"{details[OUTSIDE_GRAPH]:.1%} at {heading}"
+            for heading, details in cells.items()
+            if OUTSIDE_GRAPH in details
+        ]
+        if shares:
+            yield f"{name}, time outside of the graph (aim at 16 streams: below 10%): {', '.join(shares)}"
 
 
 def _roofline_table(benchmark: Benchmark, settings: GenerationSettings, roofline: Roofline) -> Table:

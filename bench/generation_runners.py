@@ -23,6 +23,8 @@ from bench.workload import Work, Workload
 GENERATE = "/aimass.generation.v1.GenerationService/Generate"
 CALL_DEADLINE_S = 600.0
 NO_KEPT_PREFIXES = {"AIMASS_GENERATION_MAX_KEPT_PREFIXES": "0"}
+OUTSIDE_GRAPH = "outside_graph"
+"""Name of the share of a run's time that the engine spends beside runs of the graph."""
 Timed = tuple[list[int], list[float]]
 """New tokens of a stream, and when each message of it arrived."""
 
@@ -112,11 +114,14 @@ class InProcess:
         return asyncio.run(self._generate_all(self._workload.of(scenario)))
 
     async def _generate_all(self, work: Work) -> Outcome:
-        start = time.perf_counter()
+        start, graph_s = time.perf_counter(), self._engine.stats().graph_s
         streams = await asyncio.gather(
             *(self._generate(i, ids, work.new_tokens) for i, ids in enumerate(work.prompts))
         )
-        return _outcome(work, start, streams, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        outcome = _outcome(work, start, streams, seconds)
+        outcome.details[OUTSIDE_GRAPH] = 1 - (self._engine.stats().graph_s - graph_s) / seconds
+        return outcome
 
     async def _generate(self, index: int, prompt: Sequence[int], new_tokens: int) -> Timed:
         from aimass_decoding.request import SequenceRequest

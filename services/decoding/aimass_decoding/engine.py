@@ -230,6 +230,7 @@ class DecodingEngine:
             num_prompt_tokens=counters.num_prompt_tokens,
             num_reused_prompt_tokens=counters.num_reused_prompt_tokens,
             num_output_tokens=counters.num_output_tokens,
+            graph_s=counters.graph_s,
             num_kept_prefixes=scheduler.num_kept_prefixes,
             num_slot_copies=counters.num_slot_copies,
             num_runs_by_threads=threads.num_runs,

@@ -40,6 +40,8 @@ class EngineStats:
     """Prompt tokens copied from another slot, or there already, instead of computed."""
     num_output_tokens: int
     """Tokens chosen."""
+    graph_s: float
+    """Seconds spent in runs of the graph. What a busy engine spends beside them is its own."""
     num_kept_prefixes: int
     """Prompts kept in free slots for later ones that start alike."""
     num_slot_copies: int
@@ -112,6 +114,7 @@ class Counters:
     num_prompt_tokens: int = 0
     num_reused_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    graph_s: float = 0.0
     num_slot_copies: int = 0
     mask_wait_ms: Histogram = field(default_factory=Histogram)
     release_ms: Histogram = field(default_factory=Histogram)

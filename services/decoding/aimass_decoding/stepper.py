@@ -121,7 +121,9 @@ class Stepper:
                     logits = step.logits[np.newaxis]
                 case _:
                     assert_never(step)
-            return logits, self._clock() - started_s
+            seconds = self._clock() - started_s
+            self.counters.graph_s += seconds
+            return logits, seconds
 
     def _prefill(self, step: PrefillStep) -> NDArray[np.float32]:
         sequence = step.sequence

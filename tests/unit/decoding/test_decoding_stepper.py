@@ -159,6 +159,13 @@ def test_milliseconds_from_cancel_to_release_are_recorded() -> None:
     assert sut.stepper.counters.release_ms.summary()["max"] == pytest.approx(50)
 
 
+def test_seconds_in_the_graph_are_those_of_prompts_and_of_steps() -> None:
+    sut = engine(decode_s=0.05, prefill_token_s=0.01)
+    sut.submit(request(1, 2, 3, max_new_tokens=5))
+    sut.run()
+    assert sut.stepper.counters.graph_s == pytest.approx(3 * 0.01 + 4 * 0.05)
+
+
 def test_a_passed_deadline_fails_the_sequence_and_says_in_which_phase() -> None:
     sut = engine(max_slots=1, decode_s=1.0)
     now_s = sut.clock()
