@@ -105,6 +105,7 @@ class WindowResult:
     no_speech: float
     """Probability that there was no speech."""
     temperature: float
+    """Of the last attempt, also where an earlier output was taken because all had failed."""
     language: str
     language_probability: float
     words: Sequence[AlignedWord] = ()

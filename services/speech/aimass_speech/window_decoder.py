@@ -30,7 +30,7 @@ from aimass_speech.token_rules import TokenRules, log_softmax
 from aimass_speech.transcript_tokenizer import TranscriptTokenizer
 from aimass_speech.whisper_model import WhisperModel
 from aimass_speech.window import Priority, Reading, WindowRequest, WindowResult
-from aimass_speech.window_job import PHRASE_WIDTH, WindowJob, settle
+from aimass_speech.window_job import PHRASE_WIDTH, FailedAttempt, WindowJob, settle
 from aimass_speech.word_alignment import AlignedWord, aligned_words, token_starts
 
 logger = logging.getLogger(__name__)
@@ -287,14 +287,13 @@ class WindowDecoder:
 
     def _judge(self, job: WindowJob, readings: list[Reading]) -> None:
         """Take an output, or try again at the next temperature."""
+        if self._is_failure(job, readings):
+            if job.num_attempts < len(job.request.temperatures):
+                self._start_attempt(job)
+                return
+            readings = job.least_bad()
         best = readings[0]
-        text = self._tokenizer.decode(best.token_ids)
-        is_failure = job.request.rules.is_failure(
-            compression_ratio=compression_ratio(text), avg_logprob=best.avg_logprob, no_speech=job.no_speech
-        )
-        if is_failure and job.num_attempts < len(job.request.temperatures):
-            self._start_attempt(job)
-        elif job.request.phrases is not None:
+        if job.request.phrases is not None:
             job.best = best
             job.phrases = PhraseSearch(
                 job.request.phrases,
@@ -307,6 +306,16 @@ class WindowDecoder:
             self._search_others(job, best)
         else:
             self._finish(job, readings)
+
+    def _is_failure(self, job: WindowJob, readings: list[Reading]) -> bool:
+        """Tell whether the best of an attempt's outputs fails the rules, and remember them if so."""
+        ratio = compression_ratio(self._tokenizer.decode(readings[0].token_ids))
+        is_failure = job.request.rules.is_failure(
+            compression_ratio=ratio, avg_logprob=readings[0].avg_logprob, no_speech=job.no_speech
+        )
+        if is_failure:
+            job.failures.append(FailedAttempt(readings, ratio))
+        return is_failure
 
     def _search_others(self, job: WindowJob, best: Reading) -> None:
         """Search again, for the best readings that differ in words; the one that was taken stays first."""

@@ -25,6 +25,14 @@ _SEED_STEP = 1000
 """Between the seeds of outputs drawn at one temperature."""
 
 
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """Outputs that the rules took for a failure, best first, and how often the best repeats itself."""
+
+    readings: list[Reading]
+    compression_ratio: float
+
+
 @dataclass(slots=True, eq=False)
 class WindowJob:
     """A window on its way. The event loop reads `done`; everything else belongs to the thread."""
@@ -46,6 +54,7 @@ class WindowJob:
     best: Reading | None = None
     """The reading that was taken, while other readings are searched for."""
     num_attempts: int = 0
+    failures: list[FailedAttempt] = field(default_factory=list)
     start_ids: tuple[int, ...] = ()
     """Every token before the first that is chosen."""
     language: str = ""
@@ -91,6 +100,16 @@ class WindowJob:
             for place in range(count)
         ]
         return DrawnAttempt(singles) if is_drawn else singles[0]
+
+    def least_bad(self) -> list[Reading]:
+        """Return the outputs to take when every temperature has failed.
+
+        The most probable of those that do not repeat themselves, as faster-whisper does. OpenAI's
+        `transcribe` takes the last, drawn at temperature 1, whatever it says.
+        """
+        max_ratio = self.request.rules.max_compression_ratio
+        plain = [failure for failure in self.failures if failure.compression_ratio <= max_ratio]
+        return max(plain or self.failures, key=lambda failure: failure.readings[0].avg_logprob).readings
 
     @property
     def the_rules(self) -> TokenRules:

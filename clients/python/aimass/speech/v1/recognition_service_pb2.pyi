@@ -323,7 +323,7 @@ class Segment(_message.Message):
     no_speech_probability: _builtins.float
     """Output only. Probability that there was no speech, 0 to 1."""
     temperature: _builtins.float
-    """Output only. Sampling temperature at which it was decoded; above 0 after a fallback."""
+    """Output only. Sampling temperature of the last attempt to decode it; above 0 after a fallback."""
     @_builtins.property
     def start(self) -> _duration_pb2.Duration:
         """Output only. Beginning, from the start of the audio."""

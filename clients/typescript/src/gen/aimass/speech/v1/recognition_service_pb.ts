@@ -341,7 +341,7 @@ export type Segment = Message<"aimass.speech.v1.Segment"> & {
   noSpeechProbability: number;
 
   /**
-   * Output only. Sampling temperature at which it was decoded; above 0 after a fallback.
+   * Output only. Sampling temperature of the last attempt to decode it; above 0 after a fallback.
    *
    * @generated from field: float temperature = 6;
    */
