@@ -281,9 +281,7 @@ def _at_each_engine(settings: EmbeddingSettings, entry: Entry) -> list[Entry]:
 def _own_environment(benchmark: Benchmark) -> Iterable[str]:
     """Say what the peers ran on that do not share our packages."""
     if INFINITY in benchmark.candidates:
-        yield peers.INFINITY.sentence(
-            "infinity-emb", "onnxruntime", "torch", "sentence-transformers", "numpy"
-        )
+        yield peers.INFINITY.sentence()
 
 
 def _accuracy_table(benchmark: Benchmark, folder: str) -> Table:

@@ -32,6 +32,8 @@ class Environment:
     name: str
     requirements: Path
     """Pinned packages, as pip reads them."""
+    told: tuple[str, ...] = ()
+    """Packages whose versions a report tells."""
 
     @property
     def key(self) -> str:
@@ -46,9 +48,9 @@ class Environment:
         pins = (line.partition("==") for line in lines if "==" in line)
         return {name.partition("[")[0]: version for name, _, version in pins}
 
-    def sentence(self, *packages: str) -> str:
+    def sentence(self) -> str:
         """Return a sentence for a report: which of its packages have which versions."""
-        pinned = ", ".join(f"{name} {self.versions[name]}" for name in packages)
+        pinned = ", ".join(f"{name} {self.versions[name]}" for name in self.told)
         return f"{self.name} ran in an environment of its own: {pinned}"
 
     def python(self, *, cache: Path | None = None) -> Path:

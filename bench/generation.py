@@ -279,7 +279,7 @@ def _equalities(benchmark: Benchmark) -> Iterable[str]:
 def _own_environment(benchmark: Benchmark) -> Iterable[str]:
     """Say what the peers ran on that do not share our packages."""
     if any(name.startswith(peers.GENAI.name) for name in benchmark.candidates):
-        yield peers.GENAI.sentence("onnxruntime-genai", "onnxruntime")
+        yield peers.GENAI.sentence()
 
 
 def _latencies(benchmark: Benchmark) -> Iterable[str]:

@@ -21,8 +21,12 @@ from tokenizers import Tokenizer
 from bench.environment import Environment, run_in
 
 _FOREIGN = Path(__file__).with_name("foreign")
-GENAI = Environment("onnxruntime-genai", _FOREIGN / "genai.txt")
-INFINITY = Environment("infinity", _FOREIGN / "infinity.txt")
+GENAI = Environment("onnxruntime-genai", _FOREIGN / "genai.txt", ("onnxruntime-genai", "onnxruntime"))
+INFINITY = Environment(
+    "infinity",
+    _FOREIGN / "infinity.txt",
+    ("infinity_emb", "onnxruntime", "torch", "sentence-transformers", "numpy"),
+)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 

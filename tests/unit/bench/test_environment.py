@@ -63,6 +63,12 @@ def test_a_peer_that_cannot_run_is_named_and_the_others_take_part() -> None:
 
 
 @pytest.mark.parametrize("wanted", [peers.GENAI, peers.INFINITY], ids=lambda e: e.name)
+def test_a_report_tells_the_versions_of_what_is_pinned(wanted: Environment) -> None:
+    assert all(f"{name} {wanted.versions[name]}" in wanted.sentence() for name in wanted.told)
+    assert wanted.told
+
+
+@pytest.mark.parametrize("wanted", [peers.GENAI, peers.INFINITY], ids=lambda e: e.name)
 def test_every_requirement_is_pinned(wanted: Environment) -> None:
     lines = [line for line in wanted.requirements.read_text().splitlines() if not line.startswith("#")]
     assert set(lines) == {f"{name}=={version}" for name, version in wanted.versions.items()}
