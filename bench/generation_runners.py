@@ -103,7 +103,9 @@ class InProcess:
         self._workload = Workload(**workload)
         models = open_store(store)
         bundle = models.open(max((r for r in models.list() if r.name == model), key=lambda r: int(r.version)))
-        session = open_adaptive_session(bundle.graph("decoder"), SessionConfig())
+        session = open_adaptive_session(
+            bundle.graph("decoder"), SessionConfig(), precision=bundle.manifest.precision
+        )
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)
         config = EngineConfig(max_kept_prefixes=0)

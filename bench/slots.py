@@ -40,7 +40,9 @@ def main() -> int:
 
 def measure(bundle: Bundle, options: argparse.Namespace) -> None:
     """Print memory, copies and steps of one bundle."""
-    session = open_adaptive_session(bundle.graph("decoder"), SessionConfig())
+    session = open_adaptive_session(
+        bundle.graph("decoder"), SessionConfig(), precision=bundle.manifest.precision
+    )
     runner = DecoderRunner(
         session, geometry_of(bundle.manifest.decoder), max_slots=options.slots, max_len=options.max_len
     )

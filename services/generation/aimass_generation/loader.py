@@ -21,7 +21,7 @@ from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import MAX_BEAMS, BeamParams
 from aimass_decoding.runner import geometry_of
-from aimass_serving.adaptive_session import PACKED_APART, open_adaptive_session
+from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
@@ -49,9 +49,7 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     when the numbers differ or a file does not fit, `DeviceUnavailable`.
     """
     session = open_adaptive_session(
-        bundle.graph(GRAPH_ROLE),
-        context.session_config,
-        shares_weights=bundle.manifest.precision not in PACKED_APART,
+        bundle.graph(GRAPH_ROLE), context.session_config, precision=bundle.manifest.precision
     )
     return engine_on(session, bundle, context)
 

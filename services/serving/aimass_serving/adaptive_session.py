@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aimass.model.v1.manifest_pb2 import PRECISION_INT4, PRECISION_INT8
+from aimass.model.v1.manifest_pb2 import PRECISION_INT4, PRECISION_INT8, Precision
 from numpy.typing import DTypeLike, NDArray
 
 from aimass_serving.cpu import usable_cores
@@ -34,7 +34,7 @@ from aimass_serving.thread_choice import ThreadChoice
 
 T = TypeVar("T")
 
-PACKED_APART = frozenset({PRECISION_INT8, PRECISION_INT4})
+_PACKED_APART = frozenset({PRECISION_INT8, PRECISION_INT4})
 """Precisions whose weights are packed for each number of threads by itself: see `open_thread_variants`."""
 
 _LOGGER = logging.getLogger(__name__)
@@ -52,15 +52,15 @@ class ThreadUse:
     """How often another number was taken."""
 
 
-def open_adaptive_session(graph: Path, config: SessionConfig, *, shares_weights: bool = True) -> Session:
+def open_adaptive_session(graph: Path, config: SessionConfig, *, precision: Precision.ValueType) -> Session:
     """Open a graph at several numbers of threads, one of which each run takes; or once where that is no use.
 
     Once it is on CUDA, on one core, with `num_threads` given, without `adapt_threads`, and, with a warning,
-    when the temporary folder has no room for the shared weights. `shares_weights` is that of
-    `open_thread_variants`. Errors as `open_session`.
+    when the temporary folder has no room for the weights, which floating-point precisions share. Errors as
+    `open_session`.
     """
     counts = thread_counts(config, num_cores=usable_cores())
-    sessions = _variants(graph, config, counts, shares_weights=shares_weights)
+    sessions = _variants(graph, config, counts, shares_weights=precision not in _PACKED_APART)
     return sessions[0] if len(sessions) == 1 else AdaptiveSession(dict(zip(counts, sessions, strict=True)))
 
 

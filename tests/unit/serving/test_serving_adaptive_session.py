@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from aimass.model.v1.manifest_pb2 import PRECISION_FP32, PRECISION_INT8, Precision
 from aimass_serving import adaptive_session
 from aimass_serving.adaptive_session import (
     AdaptiveSession,
@@ -127,7 +128,7 @@ def test_without_room_for_the_weights_the_threads_stay_fixed(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
     with caplog.at_level(logging.WARNING):
-        session = open_adaptive_session(graph, CPU)
+        session = open_adaptive_session(graph, CPU, precision=PRECISION_FP32)
     assert thread_use(session) is None
     assert "the number of threads stays 2" in caplog.text
     assert session.run({"x": np.zeros((1, 64), np.float32)})["y"].shape == (1, 64)
@@ -135,11 +136,21 @@ def test_without_room_for_the_weights_the_threads_stay_fixed(
 
 def test_with_two_cores_the_session_adapts(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
-    session = open_adaptive_session(graph, CPU)
+    session = open_adaptive_session(graph, CPU, precision=PRECISION_FP32)
     session.run({"x": np.zeros((1, 64), np.float32)})
     use = thread_use(session)
     assert use is not None
     assert use.num_runs == {2: 1, 1: 0}
+
+
+@pytest.mark.parametrize(("precision", "is_shared"), [(PRECISION_FP32, True), (PRECISION_INT8, False)])
+def test_integer_weights_are_packed_by_each_variant_for_itself(
+    graph: Path, precision: Precision.ValueType, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
+    session = open_adaptive_session(graph, CPU, precision=precision)
+    assert thread_use(session) is not None
+    assert ("aimass-graph-" in Path("/proc/self/maps").read_text()) == is_shared
 
 
 def test_every_variant_can_be_checked_and_warmed_up_before_one_is_chosen() -> None:
