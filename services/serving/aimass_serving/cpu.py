@@ -8,6 +8,8 @@ import math
 import os
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -22,6 +24,15 @@ def usable_cores(cgroup_v2: Path = _CGROUP_V2, cgroup_v1: Path = _CGROUP_V1) -> 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroup_v2) or _quota_v1(cgroup_v1)
     return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
+
+
+def keep_blas_single_threaded() -> None:
+    """Let NumPy, which must have been loaded, multiply matrices on the calling thread only, from now on.
+
+    Its BLAS wakes a thread for every core, and they spin for some 100 ms after the product, in the way of
+    ONNX Runtime's threads: a Whisper encoder behind the product of a spectrogram took 118 ms, alone 60.
+    """
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def adds_int8_exactly(cpu_info: Path = _CPU_INFO) -> bool:

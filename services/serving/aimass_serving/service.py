@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aimass_serving.config import LogFormat, ServiceConfig, from_env
+from aimass_serving.cpu import keep_blas_single_threaded
 from aimass_serving.errors import AimassError, NothingToServe
 from aimass_serving.installed import installed_services
 from aimass_serving.lifecycle import RunningService
@@ -38,6 +39,7 @@ def run_service(plan: ServicePlan[Any], argv: Sequence[str] | None = None) -> in
         config = _config(plan, options)
         configure_logging(config.log)
         configure_telemetry(f"aimass-{plan.name}")
+        keep_blas_single_threaded()
         asyncio.run(_serve(plan, config, announcement, is_supervised=is_supervised))
     except AimassError as error:
         if is_supervised and isinstance(error, NothingToServe):

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from aimass_serving.cpu import adds_int8_exactly, usable_cores
+from aimass_serving.cpu import adds_int8_exactly, keep_blas_single_threaded, usable_cores
+from threadpoolctl import threadpool_info, threadpool_limits
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -74,3 +76,12 @@ def test_exact_sums_of_8_bit_products_are_told_by_the_flags(
 
 def test_a_processor_that_tells_nothing_is_not_trusted(tmp_path: Path) -> None:
     assert not adds_int8_exactly(tmp_path / "missing")
+
+
+def test_products_of_numpy_stay_on_the_thread_that_asks_for_them() -> None:
+    with threadpool_limits(limits=2, user_api="blas"):  # puts the limits of before back at the end
+        keep_blas_single_threaded()
+
+        product = np.ones((600, 600)) @ np.ones((600, 600))
+        assert product[0, 0] == 600
+        assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == [1]
