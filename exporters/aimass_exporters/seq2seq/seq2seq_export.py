@@ -28,7 +28,7 @@ from aimass_exporters.graphs.tracing import OPSET, Port, PortList, trace
 from aimass_exporters.seq2seq.seq2seq_families import Seq2SeqParts, seq2seq_parts
 
 ENCODER_FILE, DECODER_FILE, ALIGNER_FILE = "encoder.onnx", "decoder.onnx", "aligner.onnx"
-_BATCH, _SOURCES, _SEQ, _MAX_LEN, _SOURCE, _MEL_COLUMNS = 6, 2, 5, 32, 7, 40
+_BATCH, _SOURCES, _SEQ, _ASKED, _MAX_LEN, _SOURCE, _MEL_COLUMNS = 6, 2, 5, 3, 32, 7, 40
 
 Head = tuple[int, int]
 """Layer and head of a cross-attention head."""
@@ -115,7 +115,7 @@ class _Decoder(nn.Module):
 
 
 class SlotDecoder(_Decoder):
-    """A decoder on slots: logits of the last position of each row, and the present cache."""
+    """A decoder on slots: logits of the asked positions of each row, and the present cache."""
 
     def __init__(self, parts: Seq2SeqParts) -> None:
         super().__init__(parts)
@@ -136,7 +136,9 @@ class SlotDecoder(_Decoder):
         past: list[torch.Tensor],
         cross: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """Return `logits` float32 [batch, vocab], then key and value of each layer."""
+        """Return `logits` float32 [batch * asked, vocab] of the positions `last_idx` int64 [batch, asked] of
+        each row, then key and value of each layer.
+        """
         state = StepState(seqlens_k, total_len, _pairs(past))
         if self.bias is not None:
             state.bias = self.bias(position_ids.to(torch.int32), _steps(state))
@@ -147,11 +149,11 @@ class SlotDecoder(_Decoder):
         return logits, *(tensor for pair in state.present for tensor in pair)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return [batch, vocab] of [batch, 1, hidden]."""
+        """Return [batch * asked, vocab] of [batch, asked, hidden]."""
         logits: torch.Tensor = self.output(hidden * self.scale if self.scale != 1.0 else hidden)
         if self.output_bias is not None:
             logits = logits + self.output_bias
-        return logits[:, 0]
+        return logits.flatten(0, 1)
 
 
 def _steps(state: StepState) -> torch.Tensor:
@@ -263,7 +265,7 @@ def _export_decoder(parts: Seq2SeqParts, path: Path) -> Path:
         Port("position_ids", torch.arange(_SEQ).expand(_BATCH, -1).contiguous(), grid),
         Port("seqlens_k", torch.full((_BATCH,), _SEQ - 1, dtype=torch.int32), row),
         Port("total_len", torch.tensor([_SEQ], dtype=torch.int32), {}),
-        Port("last_idx", torch.full((_BATCH, 1), _SEQ - 1), row),
+        Port("last_idx", torch.full((_BATCH, _ASKED), _SEQ - 1), {**row, 1: torch.export.Dim("asked")}),
         Port("cross_len", torch.full((_SOURCES,), _SOURCE, dtype=torch.int32), source),
         Port(
             "cross_readers",

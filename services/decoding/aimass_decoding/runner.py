@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from aimass.model.v1.manifest_pb2 import DecoderSpec
+from aimass.model.v1.manifest_pb2 import DecoderSpec, ModelManifest
 from aimass_serving.session import CPU_PROVIDER, Binding, DeviceBuffer, Session
 from numpy.typing import DTypeLike, NDArray
 
 from aimass_decoding.cross_attention import CrossGeometry, CrossMemory, SourceMemory, cross_geometry_of
 from aimass_decoding.host_memory import host_view
 
+DECODER_ROLE = "decoder"
+"""Of its graph, in a bundle."""
 _NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
 
 
@@ -61,6 +63,12 @@ def geometry_of(spec: DecoderSpec, *, num_adapters: int = 0) -> DecoderGeometry:
     )
 
 
+def gives_every_position(manifest: ModelManifest) -> bool:
+    """Whether the decoder's graph gives the logits of all positions that are asked for, not of one a row."""
+    inputs = (tensor for graph in manifest.graphs if graph.role == DECODER_ROLE for tensor in graph.inputs)
+    return any(tensor.name == "last_idx" and tensor.shape[1] != "1" for tensor in inputs)
+
+
 class Runner(Protocol):
     """What the engine needs of a model: prompts in chunks, then one token of every slot at a time."""
 
@@ -70,8 +78,12 @@ class Runner(Protocol):
         The result is overwritten by the next `prefill`.
         """
 
-    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
-        """Append a chunk as `prefill` does; return the logits [n, vocab] that follow each of its tokens."""
+    def prefill_all(
+        self, slot: int, token_ids: NDArray[np.int64], *, start: int, first: int = 0
+    ) -> NDArray[np.float32]:
+        """Append a chunk as `prefill` does; return the logits [n - first, vocab] that follow each of its
+        tokens from number `first` on.
+        """
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token to each of the first `rows` slots; return logits [rows, vocab].
@@ -134,16 +146,19 @@ class DecoderRunner:
         logits: NDArray[np.float32] = self._prefill_io.logits[0]
         return logits
 
-    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
-        """Append a chunk [n] as `prefill` does; return the logits [n, vocab] that follow each of its tokens.
+    def prefill_all(
+        self, slot: int, token_ids: NDArray[np.int64], *, start: int, first: int = 0
+    ) -> NDArray[np.float32]:
+        """Append a chunk [n] as `prefill` does; return the logits [n - first, vocab] that follow each of its
+        tokens from number `first` on.
 
         For graphs that give all positions they are asked for; others fail. The result is the caller's.
         """
         count = len(token_ids)
         binding = self._bind(self._prefill_io, first=slot, rows=1)
         self._put_chunk(binding, token_ids, start)
-        logits = np.zeros((count, self._geometry.vocab_size), np.float32)
-        binding.bind_input("last_idx", np.arange(count)[np.newaxis])
+        logits = np.empty((count - first, self._geometry.vocab_size), np.float32)
+        binding.bind_input("last_idx", np.arange(first, count)[np.newaxis])
         binding.bind_output("logits", logits)
         binding.run()
         return logits

@@ -125,8 +125,9 @@ def _check(feeds: Mapping[str, NDArray[Any]]) -> None:
     assert feeds["total_len"][0] == lengths.max(), "total_len is the largest length after the step"
     assert (np.diff(position_ids, axis=1) == 1).all(), "the tokens of a chunk follow one another"
     asked = feeds["last_idx"]
-    assert asked.shape[1] in (1, seq), "one position of each row is asked for, or all of one"
-    assert (asked[:, -1] == seq - 1).all(), "the last one asked for is the last token of the chunk"
+    assert (asked == np.arange(seq - asked.shape[1], seq)).all(), (
+        "the last positions of a chunk are asked for"
+    )
     assert batch == 1 or seq == 1, "several tokens at once only at batch 1"
 
 
@@ -277,10 +278,12 @@ class TimedRunner:
         self._clock.advance(len(token_ids) * self._prefill_token_s)
         return self._inner.prefill(slot, token_ids, start=start)
 
-    def prefill_all(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
+    def prefill_all(
+        self, slot: int, token_ids: NDArray[np.int64], *, start: int, first: int = 0
+    ) -> NDArray[np.float32]:
         self.calls.append(("prefill", len(token_ids)))
         self._clock.advance(len(token_ids) * self._prefill_token_s)
-        return self._inner.prefill_all(slot, token_ids, start=start)
+        return self._inner.prefill_all(slot, token_ids, start=start, first=first)
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         self.calls.append(("decode", len(token_ids)))

@@ -12,7 +12,6 @@ import jinja2
 from aimass.model.v1.manifest_pb2 import (
     DecoderSpec,
     GenerationDefaults,
-    ModelManifest,
     Text2TextSpec,
 )
 from aimass_decoding.config import EngineConfig
@@ -20,7 +19,7 @@ from aimass_decoding.cross_attention import SourceEncoder, SourceMemory, cross_g
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import MAX_BEAMS, BeamParams
-from aimass_decoding.runner import geometry_of
+from aimass_decoding.runner import DECODER_ROLE, geometry_of, gives_every_position
 from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
@@ -39,7 +38,7 @@ from aimass_generation.request import SamplingOptions, TextPrompt
 from aimass_generation.resolver import ModelProfile
 from aimass_generation.source_engine import SourceEngine, WholeTextDecoder
 
-GRAPH_ROLE, ENCODER_ROLE = "decoder", "encoder"
+ENCODER_ROLE = "encoder"
 
 
 def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
@@ -49,7 +48,7 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     when the numbers differ or a file does not fit, `DeviceUnavailable`.
     """
     session = open_adaptive_session(
-        bundle.graph(GRAPH_ROLE), context.session_config, precision=bundle.manifest.precision
+        bundle.graph(DECODER_ROLE), context.session_config, precision=bundle.manifest.precision
     )
     return engine_on(session, bundle, context)
 
@@ -172,12 +171,6 @@ def _beam_defaults(spec: Text2TextSpec, max_beams: int) -> BeamParams:
         forced_eos_id=spec.forced_eos_id if spec.HasField("forced_eos_id") else None,
         num_counted_prompt_tokens=len(spec.decoder_start_ids) - 1,
     )
-
-
-def gives_every_position(manifest: ModelManifest) -> bool:
-    """Whether the decoder's graph gives the logits of all positions that are asked for, not of one a row."""
-    inputs = (tensor for graph in manifest.graphs if graph.role == GRAPH_ROLE for tensor in graph.inputs)
-    return any(tensor.name == "last_idx" and tensor.shape[1] != "1" for tensor in inputs)
 
 
 def _sampling_defaults(defaults: GenerationDefaults) -> SamplingOptions:

@@ -111,6 +111,8 @@ class _Utterance:
     speech: int
     """Sample at which the speech in it began."""
     agreement: LocalAgreement = field(default_factory=LocalAgreement)
+    draft_ids: tuple[int, ...] = ()
+    """Tokens of its last reading."""
     read_until: int = 0
     """Sample up to which it has been read for an interim."""
     partial: asyncio.Task[None] | None = None
@@ -242,6 +244,7 @@ class LiveRecognizer:
             self._vocabulary,
             priority=priority,
             wants_words=self._options.has_words and wants_words,
+            draft_ids=utterance.draft_ids,
         )
         return self._start(work)
 
@@ -256,6 +259,7 @@ class LiveRecognizer:
     async def _read_early(self, utterance: _Utterance, end: int) -> Transcript:
         """Read a final in advance; until it is one, it is as good as an interim."""
         transcript = await self._decode(utterance, end, Priority.FINAL)
+        utterance.draft_ids = transcript.token_ids
         if transcript.text and self._live.has_interims:
             self._tell_interim(utterance, transcript, end=end)
         return transcript
@@ -284,6 +288,7 @@ class LiveRecognizer:
             transcript = await self._decode(utterance, end, Priority.PARTIAL)
         except AimassError:
             return  # a later one, or the final, will say it
+        utterance.draft_ids = transcript.token_ids
         if not transcript.text:
             utterance.read_until = end + int(self._live.retry_every_s * SAMPLE_RATE_HZ)
         else:

@@ -175,6 +175,8 @@ class Transcript:
     times: PhaseTimes
     match: PhraseMatch | None = None
     """The answer of phrases mode."""
+    token_ids: tuple[int, ...] = ()
+    """Of the first window, times included: a draft for another reading of the same speech."""
 
     @property
     def text(self) -> str:

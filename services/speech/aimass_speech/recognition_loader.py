@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aimass_decoding.cross_attention import SourceEncoder, cross_geometry_of
 from aimass_decoding.golden import encoder_feeds, replay_golden
-from aimass_decoding.runner import DecoderRunner, geometry_of
+from aimass_decoding.runner import DECODER_ROLE, DecoderRunner, geometry_of, gives_every_position
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
@@ -20,7 +20,7 @@ from aimass_speech.whisper_model import WhisperModel
 from aimass_speech.whisper_spec import WhisperSpec, whisper_spec
 from aimass_speech.window_decoder import WindowDecoder
 
-ENCODER_ROLE, DECODER_ROLE, ALIGNER_ROLE = "encoder", "decoder", "aligner"
+ENCODER_ROLE, ALIGNER_ROLE = "encoder", "aligner"
 
 
 def load_recognizer(bundle: Bundle, context: LoadContext) -> RecognitionEngine:
@@ -50,6 +50,10 @@ def _model(bundle: Bundle, context: LoadContext, spec: WhisperSpec, *, num_slots
     if cross is None:
         raise BadBundle(bundle.ref, detail="expected a decoder with cross_attention")
     encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
+    if not gives_every_position(bundle.manifest):
+        raise BadBundle(
+            bundle.ref, detail="its decoder gives the last position's logits only: export it anew"
+        )
     session = open_session(bundle.graph(DECODER_ROLE), context.session_config)
     runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=spec.max_positions)
     golden = bundle.golden()

@@ -53,6 +53,8 @@ class _Progress:
 
     segments: list[Segment] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
+    token_ids: tuple[int, ...] = ()
+    """Of the first window."""
     times: PhaseTimes = field(default_factory=PhaseTimes)
     language: str = ""
     language_probability: float = 1.0
@@ -170,13 +172,15 @@ class RecognitionEngine:
         *,
         priority: Priority,
         wants_words: bool,
+        draft_ids: tuple[int, ...] = (),
     ) -> Transcript:
         """Return what is said in an utterance [n] of a live stream.
 
-        A partial gets one attempt and no more tokens than fast speech has, so that it costs little.
+        A partial gets one attempt and no more tokens than fast speech has, so that it costs little. The draft
+        is what an earlier reading heard, `Transcript.token_ids`: what is still heard costs little again.
         """
         request = self._request(options, vocabulary, priority=priority, deadline_s=None)
-        request = replace(request, wants_words=wants_words)
+        request = replace(request, wants_words=wants_words, draft_ids=draft_ids)
         if priority is Priority.PARTIAL:
             length_s = len(samples) / self.spec.mel.sample_rate_hz
             request = replace(request, max_new_tokens=16 + int(10 * length_s), temperatures=(0.0,))
@@ -279,6 +283,7 @@ class RecognitionEngine:
                     samples=window,
                     language=progress.language,
                     prompt_ids=tuple(progress.prompt_ids[-MAX_PROMPT_TOKENS:]),
+                    draft_ids=request.draft_ids if place == region.start else (),
                 )
             )
             place += self._take(result, progress, options, place=place, num_samples=len(window))
@@ -300,6 +305,7 @@ class RecognitionEngine:
         if not progress.language:
             progress.language, progress.language_probability = result.language, result.language_probability
         reading = result.reading
+        progress.token_ids = progress.token_ids or reading.token_ids
         if QualityRules().is_silence(avg_logprob=reading.avg_logprob, no_speech=result.no_speech):
             return num_samples
         timed, advance = split_segments(reading.token_ids, self.spec, num_samples=num_samples)
@@ -355,6 +361,7 @@ class RecognitionEngine:
             language_probability=first.language_probability if first else 0.0,
             num_speech_samples=num_speech_samples,
             times=times,
+            token_ids=done[0].token_ids if done else (),
         )
 
 

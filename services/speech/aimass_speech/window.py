@@ -58,6 +58,10 @@ class WindowRequest:
     is_translation: bool = False
     prompt_ids: tuple[int, ...] = ()
     """Text before this window."""
+    draft_ids: tuple[int, ...] = ()
+    """A guess at the output. What a greedy search confirms of it costs one run of the decoder, not one a
+    token; the output is the same without.
+    """
     has_timestamps: bool = True
     temperatures: tuple[float, ...] = FALLBACK_TEMPERATURES
     """Tried in turn until an output passes the rules."""

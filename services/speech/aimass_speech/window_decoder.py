@@ -219,12 +219,19 @@ class WindowDecoder:
         self._attempt(job)
 
     def _attempt(self, job: WindowJob) -> None:
-        """Compute the tokens before the first that is chosen, in one slot, and choose the first."""
+        """Compute the tokens before the first that is chosen, in one slot, and a draft of those behind it;
+        choose the first, and more as long as they are the draft's.
+        """
         spec, request = self._model.spec, job.request
         self._widen(job, job.missing_draws)
         room = min(request.max_new_tokens, spec.max_positions - len(job.start_ids) - 1)
-        job.attempt = job.free_attempt(end_of_text=spec.end_of_text, room=room)
-        self._advance(job, self._prefill(job)[None])
+        attempt = job.attempt = job.free_attempt(end_of_text=spec.end_of_text, room=room)
+        draft = job.draft(room=room)
+        for guess, row in zip((*draft, None), self._prefill(job, draft), strict=True):
+            parents = attempt.advance(row[np.newaxis])
+            if parents is None or attempt.tokens[-1] != guess:
+                break  # the steps from here on overwrite what the slot holds of the draft
+        self._go_on(job, parents)
 
     def _widen(self, job: WindowJob, num_wanted: int) -> None:
         """Give a window more slots while there are free ones; what does not fit is drawn afterwards."""
@@ -233,13 +240,15 @@ class WindowDecoder:
             self._model.runner.copy_memory(job.slots[0], job.slots[-1])
 
     def _prefill(self, job: WindowJob, more: Sequence[int] = ()) -> NDArray[np.float32]:
-        """Return the logits [vocab] after the start tokens and `more`; on the way, listen for speech."""
-        spec, runner, slot = self._model.spec, self._model.runner, job.slots[0]
-        ids = np.array([*job.start_ids, *more], np.int64)
-        place = int(np.flatnonzero(ids == spec.start_of_transcript)[-1]) + 1
-        logits = runner.prefill(slot, ids[:place], start=0)
-        job.no_speech = float(np.exp(log_softmax(logits.copy())[spec.no_speech]))
-        return logits if place == len(ids) else runner.prefill(slot, ids[place:], start=place)
+        """Return the logits [1 + n, vocab] after the start tokens and each of `more`; on the way, listen for
+        speech.
+        """
+        spec, start_ids = self._model.spec, job.start_ids
+        ids = np.array([*start_ids, *more], np.int64)
+        place = len(start_ids) - 1 - start_ids[::-1].index(spec.start_of_transcript)
+        logits = self._model.runner.prefill_all(job.slots[0], ids, start=0, first=place)
+        job.no_speech = float(np.exp(log_softmax(logits[0])[spec.no_speech]))
+        return logits[len(start_ids) - 1 - place :]
 
     def _step(self) -> None:
         """Advance every window in work by one token."""
@@ -257,7 +266,11 @@ class WindowDecoder:
 
     def _advance(self, job: WindowJob, logits: NDArray[np.float32]) -> None:
         assert job.attempt is not None, "windows in work have begun"
-        parents = job.attempt.advance(logits)
+        self._go_on(job, job.attempt.advance(logits))
+
+    def _go_on(self, job: WindowJob, parents: Sequence[int] | None) -> None:
+        """Follow an attempt after it has chosen, to its next step or to what comes after it."""
+        assert job.attempt is not None, "windows in work have begun"
         if parents is None:
             self._end_attempt(job, job.attempt.readings())
         else:
@@ -327,7 +340,7 @@ class WindowDecoder:
             num_beams=job.request.num_beams,
             same=self._tokenizer.spoken,
         )
-        self._advance(job, self._prefill(job)[None])
+        self._advance(job, self._prefill(job))
 
     def _score_phrases(self, job: WindowJob) -> None:
         """Follow the most probable beginnings that wait; finish when none can matter any more."""
@@ -335,7 +348,7 @@ class WindowDecoder:
         self._widen(job, PHRASE_WIDTH)
         while (beginning := job.phrases.next_beginning()) is not None:
             job.attempt = PhraseAttempt(job.phrases, beginning, width=len(job.slots))
-            parents = job.attempt.advance(self._prefill(job, beginning.token_ids)[None])
+            parents = job.attempt.advance(self._prefill(job, beginning.token_ids)[-1:])
             if parents is not None:
                 self._follow(job, parents)
                 return

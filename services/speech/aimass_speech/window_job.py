@@ -117,6 +117,11 @@ class WindowJob:
         assert self.rules is not None, "set when a window begins"
         return self.rules
 
+    def draft(self, *, room: int) -> tuple[int, ...]:
+        """Return the guess at the outcome of the present attempt; empty for one that searches or draws."""
+        is_greedy = self.temperature == 0 and self.request.num_beams == 1
+        return self.request.draft_ids[: room - 1] if is_greedy else ()
+
     @property
     def missing_draws(self) -> int:
         """Outputs still to be drawn at the present temperature."""

@@ -101,6 +101,8 @@ def test_all_logits_of_a_prompt_are_those_of_its_beginnings() -> None:
     assert np.array_equal(first, [LOGITS((1,)), LOGITS((1, 2)), LOGITS((1, 2, 3))])
     assert np.array_equal(rest, [LOGITS((1, 2, 3, 4)), LOGITS((1, 2, 3, 4, 5))])
     assert np.array_equal(sut.prefill(1, np.array([6]), start=5), LOGITS((1, 2, 3, 4, 5, 6)))
+    end = sut.prefill_all(0, np.array([7, 8, 9]), start=0, first=1)
+    assert np.array_equal(end, [LOGITS((7, 8)), LOGITS((7, 8, 9))])
 
 
 def test_geometry_is_what_the_manifest_states() -> None:

@@ -64,6 +64,7 @@ class LengthRecognizer:
 
     def __init__(self) -> None:
         self.priorities: list[Priority] = []
+        self.drafts: list[tuple[int, ...]] = []
 
     def vocabulary(self, options: RecognitionOptions) -> Vocabulary:
         return Vocabulary()
@@ -72,11 +73,18 @@ class LengthRecognizer:
         return False
 
     async def recognize_utterance(
-        self, samples: NDArray[np.float32], *_: object, priority: Priority, **__: object
+        self,
+        samples: NDArray[np.float32],
+        *_: object,
+        priority: Priority,
+        draft_ids: tuple[int, ...],
+        **__: object,
     ) -> Transcript:
         self.priorities.append(priority)
+        self.drafts.append(draft_ids)
         segment = Segment(0, len(samples), f"{len(samples) / RATE:.1f} s", -0.1, 0.0, 0.0)
-        return Transcript([segment], "en", 1.0, len(samples), PhaseTimes())
+        heard = (len(self.priorities),)
+        return Transcript([segment], "en", 1.0, len(samples), PhaseTimes(), token_ids=heard)
 
 
 def recognizer(
@@ -176,6 +184,23 @@ async def test_a_pause_is_read_once_as_a_final_that_is_told_as_an_interim_meanwh
     assert [type(event) for event in told] == [InterimRead, FinalRead]
     assert told[0].transcript is told[1].transcript
     assert told[0].transcript.num_speech_samples == pytest.approx(1.1 * RATE, abs=2 * PIECE)
+
+
+async def test_what_a_reading_heard_is_the_draft_of_the_next_of_the_same_utterance() -> None:
+    detector, engine = LoudnessDetector(), LengthRecognizer()
+    detector.is_free.set()
+    stream = recognizer(detector, LiveOptions(has_interims=True, min_interim_s=0.2), engine)
+
+    async def paced() -> AsyncIterator[bytes | FlushAsked]:
+        for message in (*messages(0.5, 1.0), FlushAsked("one"), *messages(0.5, 0.3), FlushAsked("two")):
+            yield message
+            await asyncio.sleep(0.001)
+
+    finals = [event async for event in stream.events(paced()) if isinstance(event, FinalRead)]
+    first_of_second = engine.priorities.index(Priority.FINAL) + 1
+    assert len(finals) == 2
+    assert engine.drafts[:first_of_second] == [(), *((read,) for read in range(1, first_of_second))]
+    assert engine.drafts[first_of_second] == ()
 
 
 async def test_what_a_detector_still_hears_behind_a_flush_begins_no_utterance() -> None:
