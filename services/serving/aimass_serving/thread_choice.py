@@ -9,7 +9,8 @@ second. So the variant that was fastest lately runs, and another is tried now an
 - Between trials of a kind lies a quarter of a second, and more, up to a second, while they change nothing.
   When the variant in use becomes slower or faster than it was, or another kind changed its variant, the next
   trial comes at once.
-- A variant replaces another when it was faster by `_MARGIN` twice in a row.
+- A variant replaces another when it was faster by `_MARGIN` twice in a row. Kinds that ran too seldom or too long
+  ago to judge for themselves, as prompts do beside the steps that follow them, go along with it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _SURPRISE = 1.3
 _SMOOTHING = 0.3
 _MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.25, 1.0
 _MIN_RUNS_BEFORE_TRIAL = 3
+_MAX_SILENCE_S = 2.0
+"""What was measured longer ago says nothing about the machine of now."""
 _MAX_CREDIT_S = 0.25
 
 
@@ -35,6 +38,7 @@ class _Kind:
     """Smoothed seconds a unit of the best variant; 0 before the first."""
     num_runs: int = 0
     """Runs of the best variant since it was chosen."""
+    last_run_s: float = 0.0
     num_surprises: int = 0
     trial: int | None = None
     """The variant on trial; it runs until it has lost once or won twice."""
@@ -70,6 +74,7 @@ class ThreadChoice:
     def observe(self, kind: Hashable, *, seconds: float, num_units: int, now_s: float) -> None:
         """Record how long the run chosen last for this kind took, and of how many units it was."""
         state = self._kinds[kind]
+        state.last_run_s = now_s
         cost = seconds / num_units
         if state.trial is None:
             self._credit_s = min(_MAX_CREDIT_S, self._credit_s + self.max_loss_share * seconds)
@@ -107,9 +112,18 @@ class ThreadChoice:
         state.cost, state.num_runs, state.num_surprises = cost, 0, 0
         state.trial, state.num_wins = None, 0
         state.interval_s = _MIN_INTERVAL_S
-        for other in self._kinds.values():  # whatever changed, it is likely to hold for them too
-            other.next_trial_s = min(other.next_trial_s, now_s)
+        self._tell_others(state, now_s)
         state.next_trial_s = now_s + _MIN_INTERVAL_S
+
+    def _tell_others(self, changed: _Kind, now_s: float) -> None:
+        """Let the other kinds look again, or go along: whatever changed, it is likely to hold for them too."""
+        for kind, other in self._kinds.items():
+            if other is changed:
+                continue
+            if other.num_runs < _MIN_RUNS_BEFORE_TRIAL or now_s - other.last_run_s > _MAX_SILENCE_S:
+                self._kinds[kind] = _Kind(changed.best, last_trial=changed.best)
+            else:
+                other.next_trial_s = min(other.next_trial_s, now_s)
 
 
 def _lose(state: _Kind, now_s: float) -> None:

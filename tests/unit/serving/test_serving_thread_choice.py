@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 import pytest
+from aimass_serving.session import SPIN_US
 from aimass_serving.thread_choice import ThreadChoice
 
 FAST_QUIET, FAST_BUSY = 0, 1
@@ -15,10 +16,14 @@ BUSY: Costs = (0.026, 0.015)
 
 
 class Machine:
-    """Runs of two variants whose time is given; 3 % of noise, always the same."""
+    """Runs of two variants whose time is given; 3 % of noise, always the same.
 
-    def __init__(self, choice: ThreadChoice) -> None:
+    For `spin_s` after a run of the first, its idle threads take half a core from the second.
+    """
+
+    def __init__(self, choice: ThreadChoice, *, spin_s: float = 0.0) -> None:
         self.choice = choice
+        self._spin_s, self._spins_until_s = spin_s, 0.0
         self.now_s = 100.0
         self.taken: list[int] = []
         self.lost_s = 0.0
@@ -27,6 +32,10 @@ class Machine:
     def run(self, costs: Costs, *, kind: Hashable = 1, num_units: int = 1) -> int:
         variant = self.choice.choose(kind, self.now_s)
         seconds = costs[variant] * num_units * float(self._noise.uniform(0.97, 1.03))
+        if variant == FAST_QUIET:
+            self._spins_until_s = self.now_s + seconds + self._spin_s
+        else:
+            seconds += 0.5 * min(seconds, max(0.0, self._spins_until_s - self.now_s))
         self.now_s += seconds
         self.lost_s += seconds - min(costs) * num_units
         self.choice.observe(kind, seconds=seconds, num_units=num_units, now_s=self.now_s)
@@ -102,6 +111,27 @@ def test_each_kind_of_run_has_its_own_best(machine: Machine) -> None:
 def test_a_kind_never_seen_starts_with_what_was_best_last(machine: Machine) -> None:
     machine.run_for(3, BUSY)
     assert machine.choice.choose("new", machine.now_s) == FAST_BUSY
+
+
+def test_idle_threads_of_one_variant_do_not_make_the_other_look_slow() -> None:
+    """With the 20 ms for which the runtime lets threads spin by itself, a trial never wins here."""
+    machine = Machine(ThreadChoice(2), spin_s=1e-6 * SPIN_US)
+    machine.run_until(lambda: machine.choice.best_of(1) == FAST_BUSY, (0.0105, 0.008), at_most_s=1)
+
+
+def test_a_kind_that_ran_too_seldom_to_judge_goes_along_with_a_change(machine: Machine) -> None:
+    machine.run((0.07, 0.10), kind="prompt")
+    machine.run_for(3, BUSY)
+    assert machine.choice.best_of("prompt") == FAST_BUSY
+
+
+def test_a_kind_that_was_silent_for_long_goes_along_with_a_change(machine: Machine) -> None:
+    for _ in range(10):
+        machine.run((0.07, 0.10), kind="prompt")
+    machine.run_for(3, QUIET)
+    assert machine.choice.best_of("prompt") == FAST_QUIET
+    machine.run_for(3, BUSY)
+    assert machine.choice.best_of("prompt") == FAST_BUSY
 
 
 def test_a_single_variant_is_never_on_trial() -> None:
