@@ -9,8 +9,8 @@ second. So the variant that was fastest lately runs, and another is tried now an
 - Between trials of a kind lies a quarter of a second, and more, up to a second, while they change nothing.
   When the variant in use becomes slower or faster than it was, or another kind changed its variant, the next
   trial comes at once.
-- A variant replaces another when it was faster by `_MARGIN` twice in a row. Kinds that ran too seldom or too long
-  ago to judge for themselves, as prompts do beside the steps that follow them, go along with it.
+- A variant replaces another when it was faster by `_MARGIN` twice in a row. Kinds that ran too seldom or too
+  long ago to judge for themselves, as prompts do beside the steps that follow them, go along with it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class ThreadChoice:
         state.next_trial_s = now_s + _MIN_INTERVAL_S
 
     def _tell_others(self, changed: _Kind, now_s: float) -> None:
-        """Let the other kinds look again, or go along: whatever changed, it is likely to hold for them too."""
+        """Let the other kinds look again, or go along: what changed is likely to hold for them too."""
         for kind, other in self._kinds.items():
             if other is changed:
                 continue
