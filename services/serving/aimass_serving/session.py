@@ -40,8 +40,8 @@ _NUMPY_OF_ONNX: Mapping[str, DTypeLike] = {
 
 _PACKED_SHARE = 2.3
 """A packed graph holds its weights twice at most: as they are, and as the kernels want them."""
-SPIN_US = 1000
-"""How long an idle thread spins before it sleeps: longer than the gap between two short runs, and no more.
+SPIN_US = 4000
+"""How long an idle thread spins before it sleeps: longer than the gap between two runs, 2.4 ms at 16 rows.
 
 By itself the runtime lets it spin for some 20 ms, in which it takes a core from another variant of the graph,
 whose first runs then look slow (029), and from whoever answers the callers.
