@@ -114,12 +114,19 @@ def test_variants_with_shared_weights_give_the_numbers_of_the_graph(graph: Path)
         np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
 
 
+def mapped_graphs() -> set[tuple[str, bool]]:
+    """Return the packed graphs that this process maps: inode, and whether the file is deleted."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {(line.split()[4], line.endswith("(deleted)")) for line in lines if "aimass-graph-" in line}
+
+
 def test_weights_of_several_variants_are_mapped_from_one_file(graph: Path) -> None:
+    before = mapped_graphs()
     sessions = open_thread_variants(graph, CPU, [2, 1])
-    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "aimass-graph-" in line]
+    mapped = mapped_graphs() - before
     assert len(sessions) == 2
-    assert len({line.split()[4] for line in maps}) == 1, "one file, by its inode"
-    assert all(line.endswith("(deleted)") for line in maps), "nothing stays behind in the folder"
+    assert len({inode for inode, _ in mapped}) == 1, "one file, by its inode"
+    assert all(is_deleted for _, is_deleted in mapped), "nothing stays behind in the folder"
 
 
 def test_without_room_for_the_weights_the_threads_stay_fixed(
@@ -148,9 +155,10 @@ def test_integer_weights_are_packed_by_each_variant_for_itself(
     graph: Path, precision: Precision.ValueType, is_shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
+    before = mapped_graphs()
     session = open_adaptive_session(graph, CPU, precision=precision)
     assert thread_use(session) is not None
-    assert ("aimass-graph-" in Path("/proc/self/maps").read_text()) == is_shared
+    assert bool(mapped_graphs() - before) == is_shared
 
 
 def test_every_variant_can_be_checked_and_warmed_up_before_one_is_chosen() -> None:
