@@ -94,7 +94,7 @@ class InProcess:
     def __init__(self, *, store: str, model: str, workload: Mapping[str, Any]) -> None:
         from aimass_decoding.config import EngineConfig
         from aimass_decoding.engine import DecodingEngine
-        from aimass_decoding.runner import geometry_of
+        from aimass_decoding.runner import DECODER_ROLE, geometry_of
         from aimass_serving.adaptive_session import open_adaptive_session
         from aimass_serving.compute import ComputePermit
         from aimass_serving.session import SessionConfig
@@ -104,7 +104,7 @@ class InProcess:
         models = open_store(store)
         bundle = models.open(max((r for r in models.list() if r.name == model), key=lambda r: int(r.version)))
         session = open_adaptive_session(
-            bundle.graph("decoder"), SessionConfig(), precision=bundle.manifest.precision
+            bundle.graph(DECODER_ROLE), SessionConfig(), precision=bundle.manifest.precision
         )
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)

@@ -83,13 +83,13 @@ def _forwards(model: BenchModel) -> Mapping[str, Forward]:
 
 
 def _runner(model: BenchModel, precision: str) -> Any:
-    from aimass_decoding.runner import DecoderRunner, geometry_of
+    from aimass_decoding.runner import DECODER_ROLE, DecoderRunner, geometry_of
     from aimass_serving.session import SessionConfig, open_session
     from aimass_serving.store import open_store
 
     models = open_store(str(model.store(precision)))
     bundle = models.open(max(models.list(), key=lambda ref: int(ref.version)))
-    session = open_session(bundle.graph("decoder"), SessionConfig())
+    session = open_session(bundle.graph(DECODER_ROLE), SessionConfig())
     geometry = geometry_of(bundle.manifest.decoder)
     return DecoderRunner(session, geometry, max_slots=ROWS_A_GROUP, max_len=ROW_TOKENS)
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from aimass_decoding.runner import DecoderRunner, geometry_of
+from aimass_decoding.runner import DECODER_ROLE, DecoderRunner, geometry_of
 from aimass_serving.adaptive_session import open_adaptive_session, thread_use
 from aimass_serving.bundle import Bundle
 from aimass_serving.session import SessionConfig
@@ -41,7 +41,7 @@ def main() -> int:
 def measure(bundle: Bundle, options: argparse.Namespace) -> None:
     """Print memory, copies and steps of one bundle."""
     session = open_adaptive_session(
-        bundle.graph("decoder"), SessionConfig(), precision=bundle.manifest.precision
+        bundle.graph(DECODER_ROLE), SessionConfig(), precision=bundle.manifest.precision
     )
     runner = DecoderRunner(
         session, geometry_of(bundle.manifest.decoder), max_slots=options.slots, max_len=options.max_len

@@ -11,12 +11,13 @@ import ctranslate2
 import numpy as np
 import pytest
 import torch
-from aimass_decoding.runner import DecoderRunner
+from aimass_decoding.runner import DECODER_ROLE, DecoderRunner
 from aimass_exporters.progress import SilentProgress
 from aimass_exporters.sources.packages import fetch_package, pinned_packages
 from aimass_exporters.sources.speech_samples import speech_samples
 from aimass_serving.bundle import read_bundle
 from aimass_serving.compute import ComputePermit
+from aimass_serving.errors import BadBundle
 from aimass_serving.service import LoadContext
 from aimass_serving.session import Device, SessionConfig
 from aimass_speech.config import SpeechConfig
@@ -41,11 +42,11 @@ def clips() -> Clips:
 
 def opened(store: Path) -> RecognitionEngine:
     (folder,) = store.glob("whisper-tiny.en/*")
-    config = SessionConfig(device=Device.CPU)
-    return load_recognizer(
-        read_bundle(folder),
-        LoadContext(config, ComputePermit(), (SpeechConfig(),)),
-    )
+    return load_recognizer(read_bundle(folder), context())
+
+
+def context() -> LoadContext:
+    return LoadContext(SessionConfig(device=Device.CPU), ComputePermit(), (SpeechConfig(),))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,16 @@ async def test_greedy_tokens_are_those_of_transformers(
             )
         expected = text_and_times(output[0].tolist(), full_windows)
         assert text_and_times(result.reading.token_ids, full_windows) == expected
+
+
+def test_a_decoder_that_gives_the_last_position_only_is_refused(whisper_tiny_store: Path) -> None:
+    (folder,) = whisper_tiny_store.glob("whisper-tiny.en/*")
+    bundle = read_bundle(folder)
+    (decoder,) = (graph for graph in bundle.manifest.graphs if graph.role == DECODER_ROLE)
+    (asked,) = (tensor for tensor in decoder.inputs if tensor.name == "last_idx")
+    asked.shape[1] = "1"
+    with pytest.raises(BadBundle, match="export it anew"):
+        load_recognizer(bundle, context())
 
 
 async def test_a_draft_saves_steps_and_changes_no_token(

@@ -66,7 +66,7 @@ class ThreadChoice:
         """Return the variant for the next run of this kind. `observe` must follow."""
         state = self._kinds.get(kind)
         if state is None:
-            state = self._kinds[kind] = _Kind(self._last_best, last_trial=self._last_best)
+            state = self._kinds[kind] = self._unknown()
         if state.trial is None and self._may_try(state, now_s):
             state.trial = self._next_trial(state)
         return state.best if state.trial is None else state.trial
@@ -115,13 +115,17 @@ class ThreadChoice:
         self._tell_others(state, now_s)
         state.next_trial_s = now_s + _MIN_INTERVAL_S
 
+    def _unknown(self) -> _Kind:
+        """Return what is known of a kind that never ran: that another kind is best off with some variant."""
+        return _Kind(self._last_best, last_trial=self._last_best)
+
     def _tell_others(self, changed: _Kind, now_s: float) -> None:
         """Let the other kinds look again, or go along: what changed is likely to hold for them too."""
         for kind, other in self._kinds.items():
             if other is changed:
                 continue
             if other.num_runs < _MIN_RUNS_BEFORE_TRIAL or now_s - other.last_run_s > _MAX_SILENCE_S:
-                self._kinds[kind] = _Kind(changed.best, last_trial=changed.best)
+                self._kinds[kind] = self._unknown()
             else:
                 other.next_trial_s = min(other.next_trial_s, now_s)
 

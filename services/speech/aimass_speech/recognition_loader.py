@@ -49,11 +49,11 @@ def _model(bundle: Bundle, context: LoadContext, spec: WhisperSpec, *, num_slots
     cross = cross_geometry_of(bundle.manifest.decoder)
     if cross is None:
         raise BadBundle(bundle.ref, detail="expected a decoder with cross_attention")
-    encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
     if not gives_every_position(bundle.manifest):
         raise BadBundle(
             bundle.ref, detail="its decoder gives the last position's logits only: export it anew"
         )
+    encoder = SourceEncoder(open_session(bundle.graph(ENCODER_ROLE), context.session_config), cross)
     session = open_session(bundle.graph(DECODER_ROLE), context.session_config)
     runner = DecoderRunner(session, geometry, max_slots=num_slots, max_len=spec.max_positions)
     golden = bundle.golden()
