@@ -182,67 +182,75 @@ def makers(
     settings: EmbeddingSettings, sets: dict[str, list[str]], folder: str
 ) -> list[Callable[[], list[Entry]]]:
     """Return what makes the entries of each contender that was asked for."""
-    source = MINILM.find()
+    maker = _Maker(settings, sets, folder)
+    of: dict[str, tuple[Callable[[str], list[Entry]], Sequence[str]]] = {
+        "served": (maker.served, PRECISIONS),
+        "offline": (maker.offline, PRECISIONS),
+        "ctranslate2": (maker.ctranslate2, PRECISIONS),
+        "sentence-transformers": (maker.torch, ("fp32",)),
+        "fastembed": (maker.fastembed, ("fp32",)),
+        "infinity": (maker.infinity, ("fp32",)),
+    }
+    return [partial(of[name][0], precision) for name in settings.contenders for precision in of[name][1]]
 
-    def texts(candidate: str) -> dict[str, object]:
-        return asdict(TextSets(sets, folder, candidate))
 
-    most = max(settings.threads)
-    offline_runner, ct2_runner = "embedding_runners:OfflineLoop", "embedding_peers:CTranslate2"
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes the entries of each contender at a precision."""
 
-    def of_served(precision: str) -> list[Entry]:
+    settings: EmbeddingSettings
+    sets: dict[str, list[str]]
+    folder: str
+    """Where contenders leave their vectors."""
+
+    def served(self, precision: str) -> list[Entry]:
         config = {
             "store": str(MINILM.store(precision)),
             "model": MINILM.served_name(precision),
-            "texts": texts(served(precision)),
+            "texts": self._texts(served(precision)),
         }
-        warm_up, runner = (QUERIES, *settings.scenarios), "bench.embedding_runners:Served"
-        return [Entry(served(precision), "its own threads", runner, config, most, warm_up=warm_up)]
+        warm_up, runner = (QUERIES, *self.settings.scenarios), "bench.embedding_runners:Served"
+        return [Entry(served(precision), "its own threads", runner, config, self._most, warm_up=warm_up)]
 
-    def of_offline(precision: str) -> list[Entry]:
+    def offline(self, precision: str) -> list[Entry]:
         folders = MINILM.store(precision).glob(f"{MINILM.served_name(precision)}/*")
         bundle = max(folders, key=lambda path: int(path.name))
-        config = {"bundle": str(bundle), "texts": texts(offline(precision))}
-        return _variants(settings, offline(precision), offline_runner, config)
+        config = {"bundle": str(bundle), "texts": self._texts(offline(precision))}
+        return _variants(self.settings, offline(precision), "embedding_runners:OfflineLoop", config)
 
-    def of_ctranslate2(precision: str) -> list[Entry]:
+    def ctranslate2(self, precision: str) -> list[Entry]:
         config = {
-            "folder": str(peers.ctranslate2_encoder_folder(source)),
+            "folder": str(peers.ctranslate2_encoder_folder(MINILM.find())),
             "tokenizer": str(_folder() / "tokenizer.json"),
             "compute_type": _COMPUTE_TYPES[precision],
-            "texts": texts(ctranslate2(precision)),
+            "texts": self._texts(ctranslate2(precision)),
         }
-        return _variants(settings, ctranslate2(precision), ct2_runner, config)
+        return _variants(self.settings, ctranslate2(precision), "embedding_peers:CTranslate2", config)
 
-    def of_torch(_: str) -> list[Entry]:
-        config = {"folder": str(_folder()), "texts": texts(SENTENCE_TRANSFORMERS)}
+    def torch(self, _: str) -> list[Entry]:
+        config = {"folder": str(_folder()), "texts": self._texts(SENTENCE_TRANSFORMERS)}
         runner = "embedding_peers:SentenceTransformers"
-        return _variants(settings, SENTENCE_TRANSFORMERS, runner, config)
+        return _variants(self.settings, SENTENCE_TRANSFORMERS, runner, config)
 
-    def of_fastembed(_: str) -> list[Entry]:
-        config = {"folder": str(peers.onnx_encoder_folder(source)), "texts": texts(FASTEMBED)}
-        return _variants(settings, FASTEMBED, "embedding_peers:FastEmbed", config)
+    def fastembed(self, _: str) -> list[Entry]:
+        config = {"folder": str(peers.onnx_encoder_folder(MINILM.find())), "texts": self._texts(FASTEMBED)}
+        return _variants(self.settings, FASTEMBED, "embedding_peers:FastEmbed", config)
 
-    def of_infinity(_: str) -> list[Entry]:
+    def infinity(self, _: str) -> list[Entry]:
         folders = {
-            "optimum": str(peers.infinity_onnx_folder(source, max_tokens=MAX_TOKENS)),
+            "optimum": str(peers.infinity_onnx_folder(MINILM.find(), max_tokens=MAX_TOKENS)),
             "torch": str(_folder()),
         }
-        config = {"folders": folders, "texts": texts(INFINITY)}
-        entry = Entry(
-            INFINITY, "", "bench.foreign.infinity:Infinity", config, most, python=str(peers.INFINITY.python())
-        )
-        return _at_each_engine(settings, entry)
+        config = {"folders": folders, "texts": self._texts(INFINITY)}
+        runner, python = "bench.foreign.infinity:Infinity", str(peers.INFINITY.python())
+        return _at_each_engine(self.settings, Entry(INFINITY, "", runner, config, self._most, python=python))
 
-    of = {
-        "served": (of_served, PRECISIONS),
-        "offline": (of_offline, PRECISIONS),
-        "ctranslate2": (of_ctranslate2, PRECISIONS),
-        "sentence-transformers": (of_torch, ("fp32",)),
-        "fastembed": (of_fastembed, ("fp32",)),
-        "infinity": (of_infinity, ("fp32",)),
-    }
-    return [partial(of[name][0], precision) for name in settings.contenders for precision in of[name][1]]
+    @property
+    def _most(self) -> int:
+        return max(self.settings.threads)
+
+    def _texts(self, candidate: str) -> dict[str, object]:
+        return asdict(TextSets(self.sets, self.folder, candidate))
 
 
 def _variants(
