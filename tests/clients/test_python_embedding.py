@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from aimass import (
     Connection,
+    ConnectionOptions,
     EmbeddingClient,
     EmbeddingOptions,
     HealthStatus,
@@ -115,6 +116,19 @@ def test_a_bad_text_of_a_stream_fails_alone() -> None:
     with pytest.raises(TextRefused):
         first.require()
     assert second.require().tolist() == [1.0, 1.0]
+
+
+def test_a_stream_of_texts_lasts_as_long_as_it_sends_unless_told_otherwise() -> None:
+    fake = FakeEmbeddingService()
+    options = ConnectionOptions(stream_deadline_s=5)
+    with running_fakes(fake) as address, EmbeddingClient(address, options) as client:
+        for deadline_s in (None, 30):
+            with client.embed_stream(["a"], model="m", deadline_s=deadline_s) as stream:
+                list(stream)
+
+    unlimited, limited = (call.deadline_s or 0 for call in fake.calls)
+    assert unlimited > 1e9, "gRPC's way to say that there is none"
+    assert 20 < limited <= 31
 
 
 def test_leaving_an_endless_stream_early_cancels_the_call() -> None:

@@ -186,7 +186,7 @@ class DirtySession:
         self._buffers: list[DeviceBuffer] = []
         self.inputs, self.outputs = inner.inputs, inner.outputs
         self.execution_provider = inner.execution_provider
-        self.run, self.bind, self.copy = inner.run, inner.bind, inner.copy
+        self.run, self.run_each, self.bind, self.copy = inner.run, inner.run_each, inner.bind, inner.copy
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
         self._buffers.append(self._inner.allocate(shape, dtype))

@@ -15,7 +15,7 @@ from aimass_encoder.testing import FakeEncoderGraph, fake_engine
 from aimass_serving.errors import DeadlineExceeded, Overloaded
 
 NUM_CALLS = 600
-SETTINGS = EncoderConfig(cpu_batch_tokens=64)
+SETTINGS = EncoderConfig(cpu_batch_tokens=64, cpu_lanes=1)
 PATIENT_S = 120.0
 
 

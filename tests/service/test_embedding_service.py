@@ -30,7 +30,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from aimass.embedding.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
 
-SETTINGS = EncoderConfig(cpu_batch_tokens=64, max_batch_items=100, max_queue_tokens=64, stream_window=4)
+SETTINGS = EncoderConfig(
+    cpu_batch_tokens=64,
+    cpu_lanes=1,
+    cpu_max_amplification=1.5,
+    max_batch_items=100,
+    max_queue_tokens=64,
+    stream_window=4,
+)
 MODEL = "fake"
 
 

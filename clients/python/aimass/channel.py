@@ -1,7 +1,8 @@
 """The one place that opens connections: limits, keepalive, retries, TLS, credentials, deadlines, tracing.
 
-Knows no service. Every call of every client goes through `Connection.call` or `Connection.open_stream`, which
-give it a deadline, turn its failure into an `RpcError`, and cancel it when its caller leaves.
+Knows no service. Every call of every client goes through `Connection.call`, `open_stream` or
+`open_live_stream`, which give it its deadline, turn its failure into an `RpcError`, and cancel it when its
+caller leaves.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class ConnectionOptions:
     deadline_s: float = 60.0
     """Deadline of a call that answers with one message."""
     stream_deadline_s: float = 600.0
-    """Deadline of a call that answers with a stream, from its start to its last message."""
+    """Deadline of a call that answers one message with a stream, from its start to its last message. Calls
+    that send a stream, such as live speech, have none unless it is given: they last as long as they send."""
     tls: Tls | None = None
     """None connects in the clear."""
     api_key: str | None = field(default=None, repr=False)
@@ -143,9 +145,22 @@ class Connection(Closing):
         *,
         deadline_s: float | None = None,
     ) -> ResponseStream[Any]:
-        """Start a call that answers with a stream. `request` is a message, or an iterator of messages."""
+        """Start a call that answers one message with a stream."""
         timeout_s = self.options.stream_deadline_s if deadline_s is None else deadline_s
         return ResponseStream(self._start(method, request, timeout_s), address=self.address)
+
+    def open_live_stream(
+        self,
+        method: Callable[..., Any],
+        requests: Iterator[Any],
+        *,
+        deadline_s: float | None = None,
+    ) -> ResponseStream[Any]:
+        """Start a call whose requests come as they come: it has no deadline but the one that is given.
+
+        It lasts as long as its caller sends. That the other side is gone, keepalive finds out.
+        """
+        return ResponseStream(self._start(method, requests, deadline_s), address=self.address)
 
     def close(self) -> None:
         """Close the channel, cancel what still runs on it, and see its spans ended. Safe to repeat."""
@@ -154,7 +169,7 @@ class Connection(Closing):
             self._raw_channel.close()
         self._tracing.wait_until_ended(timeout_s=SPANS_END_WITHIN_S)
 
-    def _start(self, method: Callable[..., Any], request: object, timeout_s: float) -> Any:
+    def _start(self, method: Callable[..., Any], request: object, timeout_s: float | None) -> Any:
         # Starting a call on an intercepted channel that is closed, or is being closed, crashes the process
         # (grpcio 1.85).
         with self._starting:

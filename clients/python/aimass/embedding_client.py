@@ -158,7 +158,7 @@ class EmbeddingClient(ServiceClient):
         config = pb.EmbedStreamConfig(options=(options or EmbeddingOptions()).message())
         set_model(config, model, request_id)
         requests = _stream_requests(config, texts)
-        responses = self._connection.open_stream(self._stub.EmbedStream, requests, deadline_s=deadline_s)
+        responses = self._connection.open_live_stream(self._stub.EmbedStream, requests, deadline_s=deadline_s)
         return EmbeddingStream(responses)
 
 

@@ -102,7 +102,7 @@ class RecognitionClient(ServiceClient):
             with refusing("end_silence"):
                 config.end_silence.FromNanoseconds(round(end_silence_s * 1e9))
         requests = _stream_requests(config, audio)
-        responses = self._connection.open_stream(
+        responses = self._connection.open_live_stream(
             self._stub.StreamingRecognize, requests, deadline_s=deadline_s
         )
         return RecognitionStream(responses)
@@ -127,7 +127,9 @@ class RecognitionClient(ServiceClient):
             language=language,
             request_id=request_id,
         )
-        responses = self._connection.open_stream(self._stub.SpotKeywords, requests, deadline_s=deadline_s)
+        responses = self._connection.open_live_stream(
+            self._stub.SpotKeywords, requests, deadline_s=deadline_s
+        )
         return KeywordStream(responses)
 
 

@@ -139,7 +139,7 @@ class SynthesisClient(ServiceClient):
             config.voice = voice
         with refusing("request_id"):
             config.request_id = request_id
-        responses = self._connection.open_stream(
+        responses = self._connection.open_live_stream(
             self._stub.StreamingSynthesize, _stream_requests(config, text), deadline_s=deadline_s
         )
         return SpeechStream(responses)

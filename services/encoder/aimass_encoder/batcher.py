@@ -10,10 +10,12 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Generic, TypeVar
 
 from aimass_serving.errors import DeadlineExceeded, Overloaded
+
+from aimass_encoder.pieces import cut
 
 Payload = TypeVar("Payload", bound=Hashable)
 
@@ -30,21 +32,29 @@ class BatchLimits:
     """What a batch and the queue may hold."""
 
     max_batch_tokens: int = 1024
-    """Rows times padded length of one batch. At least the longest padded text."""
+    """Tokens of one batch, padding of the texts to the longest included where it runs in one piece. At least
+    the longest padded text."""
     max_batch_rows: int = 256
     """Texts of one batch."""
     max_amplification: float = 1.5
-    """Bound of n * max(len)^2 / sum(len^2) over a batch's padded lengths: what padding costs attention."""
+    """Bound of n * max(len)^2 / sum(len^2) over a batch's padded lengths: what padding costs attention, and
+    how much longer than itself the texts are that a short one waits for."""
     max_queue_tokens: int = 131_072
     """Calls are admitted while fewer tokens than this wait."""
     patience_s: float = 5.0
     """A text is due this long after its turn, or at its deadline if that is earlier."""
     length_multiple: int = 1
     """Padded lengths are multiples of this."""
+    num_lanes: int = 0
+    """A batch is cut into pieces for so many runs of the graph side by side; 0: it runs in one piece."""
 
     def padded(self, num_tokens: int) -> int:
         """Return the length that a text of `num_tokens` occupies in a batch."""
         return math.ceil(num_tokens / self.length_multiple) * self.length_multiple
+
+    def cut(self, lengths: Sequence[int]) -> Sequence[int]:
+        """Return how many texts of a batch each piece takes, given their padded lengths, shortest first."""
+        return cut(lengths, num_lanes=self.num_lanes) if self.num_lanes else [len(lengths)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,12 +77,10 @@ def _length_order(entry: Entry[Payload]) -> tuple[int, float, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch(Generic[Payload]):
-    """Entries that run together, shortest first."""
+class Piece(Generic[Payload]):
+    """Entries of one run of the graph, shortest first."""
 
     entries: Sequence[Entry[Payload]]
-    is_full: bool
-    """Other entries wait, but do not fit."""
 
     @property
     def padded_length(self) -> int:
@@ -81,8 +89,27 @@ class Batch(Generic[Payload]):
 
     @property
     def padded_tokens(self) -> int:
-        """What the batch costs: rows times padded length."""
+        """What the piece costs: rows times padded length."""
         return len(self.entries) * self.padded_length
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Payload]):
+    """Entries that run together, shortest first."""
+
+    pieces: Sequence[Piece[Payload]]
+    is_full: bool
+    """Other entries wait, but do not fit."""
+
+    @property
+    def entries(self) -> Sequence[Entry[Payload]]:
+        """The entries of all pieces."""
+        return [entry for piece in self.pieces for entry in piece.entries]
+
+    @property
+    def padded_tokens(self) -> int:
+        """What the batch costs."""
+        return sum(piece.padded_tokens for piece in self.pieces)
 
     @property
     def num_tokens(self) -> int:
@@ -204,8 +231,8 @@ class Batcher(Generic[Payload]):
         while (side := self._nearer_side(first, last, batch)) is not None:
             first, last = (first - 1, last) if side < 0 else (first, last + 1)
             batch.add(self._by_length[first] if side < 0 else self._by_length[last])
-        entries = tuple(self._by_length[first : last + 1])
-        return Batch(entries, is_full=len(entries) < len(self))
+        entries = self._by_length[first : last + 1]
+        return Batch(self._cut(entries), is_full=len(entries) < len(self))
 
     def take(self, batch: Batch[Payload]) -> None:
         """Remove the entries of a batch that is about to run; all must be waiting."""
@@ -217,10 +244,11 @@ class Batcher(Generic[Payload]):
     def is_current(self, batch: Batch[Payload]) -> bool:
         """Whether an earlier selection may still run: none of it left, none more urgent or fitting came."""
         seed = self._earliest_due()
+        entries = batch.entries
         return (
-            (batch.is_full or len(self) == len(batch.entries))
-            and all(self._is_waiting(e) for e in batch.entries)
-            and any(e is seed for e in batch.entries)
+            (batch.is_full or len(self) == len(entries))
+            and all(self._is_waiting(e) for e in entries)
+            and any(e is seed for e in entries)
         )
 
     def record(self, batch: Batch[Payload], *, seconds: float) -> None:
@@ -236,6 +264,10 @@ class Batcher(Generic[Payload]):
             self._tokens_per_s += (rate - self._tokens_per_s) * (
                 _RATE_SMOOTHING if self._tokens_per_s else 1.0
             )
+
+    def _cut(self, entries: Sequence[Entry[Payload]]) -> Sequence[Piece[Payload]]:
+        ends = accumulate(self.limits.cut([e.padded_tokens for e in entries]), initial=0)
+        return [Piece(entries[start:end]) for start, end in pairwise(ends)]
 
     def _entry(self, payload: Payload, num_tokens: int, *, due_s: float, deadline_s: float) -> Entry[Payload]:
         padded = self.limits.padded(num_tokens)
@@ -332,14 +364,16 @@ class _Filling:
         self._limits = limits
         self._seed_length = self._longest = seed.padded_tokens
         self._num_rows = 1
+        self._num_tokens = seed.padded_tokens
         self._sum_squares = seed.padded_tokens**2
 
     def fits(self, length: int) -> bool:
         rows, longest = self._num_rows + 1, max(self._longest, length)
+        num_tokens = self._num_tokens + length if self._limits.num_lanes else rows * longest
         amplification = rows * longest**2 / (self._sum_squares + length**2)
         return (
             rows <= self._limits.max_batch_rows
-            and rows * longest <= self._limits.max_batch_tokens
+            and num_tokens <= self._limits.max_batch_tokens
             and amplification <= self._limits.max_amplification
         )
 
@@ -348,5 +382,6 @@ class _Filling:
 
     def add(self, entry: Entry[Payload]) -> None:
         self._num_rows += 1
+        self._num_tokens += entry.padded_tokens
         self._longest = max(self._longest, entry.padded_tokens)
         self._sum_squares += entry.padded_tokens**2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from aimass_serving.cpu import usable_cores
 from aimass_serving.session import CUDA_PROVIDER
 
 from aimass_encoder.batcher import BatchLimits
@@ -22,17 +23,22 @@ class EncoderConfig:
     max_text_chars: int = 262_144
     """Characters of one text. Longer ones are refused before they are tokenised."""
     cpu_batch_tokens: int = 1024
-    """Rows times padded length of one batch on the CPU, where larger batches are hardly faster and keep
-    urgent calls waiting longer. Raised to the model's longest text if that is more."""
+    """Tokens of one batch on the CPU, where larger batches are hardly faster and keep urgent calls waiting
+    longer. Raised to the model's longest text if that is more."""
     cuda_batch_tokens: int = 16_384
-    """The same on CUDA."""
+    """Rows times padded length of one batch on CUDA. Raised likewise."""
     max_output_bytes: int = 268_435_456
     """Bytes that one run may put out, which bounds batches of models with a number for each word of the
     vocabulary. Raised to what the model's longest text needs."""
     max_batch_rows: int = 256
     """Texts of one batch."""
-    max_amplification: float = 1.5
-    """Bound of n * max(len)^2 / sum(len^2) over a batch's padded lengths."""
+    cpu_lanes: int = 0
+    """Runs of a graph side by side that batches are cut for on the CPU; 0: one for each usable core."""
+    cpu_max_amplification: float = 3.0
+    """Bound of n * max(len)^2 / sum(len^2) over a batch's lengths on the CPU, where a batch runs in pieces of
+    about one length: short texts do not wait long for long ones."""
+    cuda_max_amplification: float = 1.5
+    """The same over padded lengths on CUDA, where a batch runs in one piece: what padding costs attention."""
     max_queue_tokens: int = 131_072
     """Calls are admitted while fewer tokens than this wait."""
     patience_s: float = 5.0
@@ -59,10 +65,10 @@ class EncoderConfig:
     max_queue_rows: int = 65_536
     """Calls with rows are admitted while fewer than this wait."""
 
-    @property
-    def image_limits(self) -> BatchLimits:
-        """The batcher's limits for images, which count as one token each."""
-        return self._limits_of(self.images_per_batch, self.max_queue_images)
+    def image_limits(self, execution_provider: str) -> BatchLimits:
+        """Return the batcher's limits for images, which count as one token each."""
+        limits = self._limits_of(self.images_per_batch, self.max_queue_images)
+        return replace(limits, num_lanes=self._num_lanes(execution_provider))
 
     @property
     def table_limits(self) -> BatchLimits:
@@ -90,8 +96,13 @@ class EncoderConfig:
         return BatchLimits(
             max_batch_tokens=max(budget, longest),
             max_batch_rows=self.max_batch_rows,
-            max_amplification=self.max_amplification,
+            max_amplification=self.cuda_max_amplification if is_cuda else self.cpu_max_amplification,
             max_queue_tokens=self.max_queue_tokens,
             patience_s=self.patience_s,
             length_multiple=multiple,
+            num_lanes=self._num_lanes(execution_provider),
         )
+
+    def _num_lanes(self, execution_provider: str) -> int:
+        """Return the runs side by side that batches are cut for; 0 on CUDA, where one run takes all."""
+        return 0 if execution_provider == CUDA_PROVIDER else self.cpu_lanes or usable_cores()

@@ -12,7 +12,7 @@ from aimass.model.v1.manifest_pb2 import (
     TASK_IMAGE_CLASSIFICATION,
     Task,
 )
-from aimass_serving.adaptive_session import open_row_session
+from aimass_serving.adaptive_session import open_lane_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.service import LoadContext
 from aimass_serving.session import Session, SessionConfig, open_session
@@ -45,7 +45,7 @@ def _open(bundle: Bundle, config: SessionConfig) -> Session:
     graph = bundle.graph(GRAPH_ROLE)
     if bundle.manifest.task == TASK_FEATURE_CLASSIFICATION:  # over in microseconds: nothing to split
         return open_session(graph, config)
-    return open_row_session(graph, config)
+    return open_lane_session(graph, config)
 
 
 def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> TaskEngine:

@@ -57,13 +57,13 @@ class LaidOutRows(Protocol):
 
 
 class RowRunner(Protocol):
-    """A graph that runs batches of rows. One run at a time; laying out may go on beside it."""
+    """A graph that runs batches of rows. One call at a time; laying out may go on beside it."""
 
     def lay_out(self, rows: Sequence[Any], *, length: int) -> Any:
         """Return rows of at most `length` tokens as `LaidOutRows`."""
 
-    def run(self, batch: Any) -> Outputs:
-        """Run the graph once on what `lay_out` gave."""
+    def run_each(self, batches: Sequence[Any]) -> Sequence[Outputs]:
+        """Run the graph once on each of what `lay_out` gave, side by side where that is faster."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,14 +100,11 @@ class Work:
 
     row: Row
     head: Head[Any]
+    key: tuple[int, Hashable]
+    """Equal for works that have the same reading."""
     seats: list[Seat] = field(default_factory=list)
     """Who waits; empty when all have left."""
     is_running: bool = False
-
-    @property
-    def key(self) -> tuple[int, Hashable]:
-        """Equal for works that have the same reading."""
-        return id(self.head), self.row.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,8 @@ class _Assembled:
     """A batch with its arrays."""
 
     batch: Batch[Work]
-    rows: LaidOutRows
+    pieces: Sequence[LaidOutRows]
+    """In the order of the batch's pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +269,8 @@ class BatchPipeline:
 
     def _work(self, row: Row, head: Head[Any], begun: dict[tuple[int, Hashable], Work]) -> Work:
         """Return the work on its way that a row can share; else begin one."""
-        work = Work(row, head)
-        return self._in_flight.get(work.key) or begun.setdefault(work.key, work)
+        key = id(head), row.identity
+        return self._in_flight.get(key) or begun.setdefault(key, Work(row, head, key))
 
     def _sit_down(self, seat: Seat, work: Work, *, now_s: float, deadline_s: float) -> None:
         if work.is_running:
@@ -345,7 +343,7 @@ class BatchPipeline:
         start_ns = time.time_ns()
         for call in self._waiting_calls(assembled.batch):
             call.started_ns = call.started_ns or start_ns
-        outputs = self._run(assembled.rows)
+        outputs = self._run(assembled.pieces)
         end_ns = time.time_ns()
         with self._changed:
             began_s, self._busy_since_s = self._busy_since_s, self._clock()
@@ -353,12 +351,13 @@ class BatchPipeline:
             self._count_batch(assembled.batch)
         self._side.submit(self._publish, assembled, outputs, start_ns, end_ns)
 
-    def _run(self, rows: LaidOutRows) -> Outputs | AimassError:
+    def _run(self, pieces: Sequence[LaidOutRows]) -> Sequence[Outputs] | AimassError:
         try:
             with self._permit:
-                return self._runner.run(rows)
+                return self._runner.run_each(pieces)
         except Exception as error:
-            logger.exception("model %s failed on a batch of shape %s", self._model, rows.mask.shape)
+            shapes = [piece.mask.shape for piece in pieces]
+            logger.exception("model %s failed on a batch of shapes %s", self._model, shapes)
             return ModelFailed(self._model, detail=f"its graph raised {type(error).__name__}")
 
     # On the side thread.
@@ -369,14 +368,21 @@ class BatchPipeline:
         return self._assemble(batch) if batch else None
 
     def _assemble(self, batch: Batch[Work]) -> _Assembled:
-        rows = [entry.payload.row for entry in batch.entries]
-        return _Assembled(batch, self._runner.lay_out(rows, length=batch.padded_length))
+        pieces = [
+            self._runner.lay_out([entry.payload.row for entry in piece.entries], length=piece.padded_length)
+            for piece in batch.pieces
+        ]
+        return _Assembled(batch, pieces)
 
     def _publish(
-        self, assembled: _Assembled, outputs: Outputs | AimassError, start_ns: int, end_ns: int
+        self, assembled: _Assembled, outputs: Sequence[Outputs] | AimassError, start_ns: int, end_ns: int
     ) -> None:
-        works = [entry.payload for entry in assembled.batch.entries]
-        read = self._read(works, assembled.rows, outputs)
+        if isinstance(outputs, AimassError):
+            read: list[tuple[Work, Any]] = [(entry.payload, outputs) for entry in assembled.batch.entries]
+        else:
+            read = []
+            for piece, rows, values in zip(assembled.batch.pieces, assembled.pieces, outputs, strict=True):
+                read += self._read([entry.payload for entry in piece.entries], rows, values)
         calls = self._waiting_calls(assembled.batch)
         for call in calls:
             call.finished_ns = end_ns
@@ -384,12 +390,8 @@ class BatchPipeline:
         self._deliver(read)
         _emit_batch(assembled.batch, calls, start_ns, end_ns)
 
-    def _read(
-        self, works: Sequence[Work], laid_out: LaidOutRows, outputs: Outputs | AimassError
-    ) -> list[tuple[Work, Any]]:
-        """Read each row's result off the outputs; a head that fails, fails its own rows."""
-        if isinstance(outputs, AimassError):
-            return [(work, outputs) for work in works]
+    def _read(self, works: Sequence[Work], laid_out: LaidOutRows, outputs: Outputs) -> list[tuple[Work, Any]]:
+        """Read the result of each row of a piece off its outputs; a head that fails, fails its own rows."""
         read: list[tuple[Work, Any]] = []
         for head in {id(work.head): work.head for work in works}.values():
             rows = [row for row, work in enumerate(works) if work.head is head]

@@ -107,7 +107,7 @@ def fake_engine(
         WordTokenizer(),
         FAKE_SPEC,
         model=model,
-        config=config or EncoderConfig(cpu_batch_tokens=64),
+        config=config or EncoderConfig(cpu_batch_tokens=64, cpu_lanes=1),
         permit=ComputePermit(),
     )
     engine.start()

@@ -34,18 +34,23 @@ def warm_up(runner: EncoderRunner, config: EncoderConfig, *, max_tokens: int) ->
         max_tokens=max_tokens,
         output_bytes_per_token=runner.output_bytes_per_token,
     )
-    runner.warm_up(warm_up_shapes(limits, max_tokens=max_tokens))
+    runner.warm_up(warm_up_batches(limits, max_tokens=max_tokens))
 
 
-def warm_up_shapes(limits: BatchLimits, *, max_tokens: int) -> list[tuple[int, int]]:
-    """Return the `(rows, length)` to run before traffic, each a full batch.
+def warm_up_batches(limits: BatchLimits, *, max_tokens: int) -> list[list[tuple[int, int]]]:
+    """Return the batches to run before traffic, each full, as the `(rows, length)` of its pieces.
 
     On CUDA every padded length, since kernels are chosen by shape; on the CPU the extremes, which take all
     the memory that will ever be needed.
     """
     longest, multiple = limits.padded(max_tokens), limits.length_multiple
     lengths = range(multiple, longest + 1, multiple) if multiple > 1 else (1, longest)
-    return [(min(limits.max_batch_rows, limits.max_batch_tokens // length), length) for length in lengths]
+    return [_full_batch(limits, length) for length in lengths]
+
+
+def _full_batch(limits: BatchLimits, length: int) -> list[tuple[int, int]]:
+    num_rows = min(limits.max_batch_rows, limits.max_batch_tokens // length)
+    return [(size, length) for size in limits.cut([length] * num_rows)]
 
 
 def read_tokenizer(bundle: Bundle, *, max_tokens: int) -> TextTokenizer:

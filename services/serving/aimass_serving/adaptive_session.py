@@ -17,7 +17,7 @@ from aimass.model.v1.manifest_pb2 import PRECISION_INT4, PRECISION_INT8, Precisi
 from numpy.typing import DTypeLike, NDArray
 
 from aimass_serving.cpu import usable_cores
-from aimass_serving.row_split import RowSplitSession
+from aimass_serving.lanes import LaneSession
 from aimass_serving.session import (
     Binding,
     BufferView,
@@ -64,8 +64,8 @@ def open_adaptive_session(graph: Path, config: SessionConfig, *, precision: Prec
     return sessions[0] if len(sessions) == 1 else AdaptiveSession(dict(zip(counts, sessions, strict=True)))
 
 
-def open_row_session(graph: Path, config: SessionConfig) -> Session:
-    """Open a graph of independent rows at all cores, and at one thread with the rows split over the cores.
+def open_lane_session(graph: Path, config: SessionConfig) -> Session:
+    """Open a graph at all cores, and at one thread for each core, where batches run side by side.
 
     Each run takes what is fastest now, or there is no choice for the reasons `open_adaptive_session` names.
     The two do not share their weights: ONNX Runtime 1.31 ends the process when it opens some graphs, such as
@@ -74,8 +74,8 @@ def open_row_session(graph: Path, config: SessionConfig) -> Session:
     num_cores = usable_cores()
     if len(thread_counts(config, num_cores=num_cores)) == 1:
         return open_session(graph, config)
-    whole, split = _variants(graph, config, (num_cores, 1), shares_weights=False)
-    return AdaptiveSession({num_cores: whole, 1: RowSplitSession(split, num_parts=num_cores)})
+    whole, single = _variants(graph, config, (num_cores, 1), shares_weights=False)
+    return AdaptiveSession({num_cores: whole, 1: LaneSession(single, num_lanes=num_cores)})
 
 
 def _variants(
@@ -162,9 +162,11 @@ class AdaptiveSession:
         return ThreadUse(num_runs, self._choice.num_trials, self._choice.num_changes)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        first = feeds.get(self._first_input)
-        shape = () if first is None else first.shape
-        return self.timed(shape, lambda variant: self._variants[variant].run(feeds))
+        return self.timed([self._shape(feeds)], lambda variant: self._variants[variant].run(feeds))
+
+    def run_each(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        shapes = [self._shape(feeds) for feeds in batches]
+        return self.timed(shapes, lambda variant: self._variants[variant].run_each(batches))
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
         """Allocate in host memory, which every variant can bind."""
@@ -177,18 +179,22 @@ class AdaptiveSession:
     def copy(self, source: BufferView, target: BufferView) -> None:
         self._variants[0].copy(source, target)
 
-    def timed(self, shape: tuple[int, ...], run: Callable[[int], T]) -> T:
-        """Run the variant of choice for a first input of this shape, and learn from the time it takes."""
+    def timed(self, shapes: Sequence[tuple[int, ...]], run: Callable[[int], T]) -> T:
+        """Run the variant of choice for first inputs of these shapes, and learn from the time it takes."""
         if self.pinned is not None:
             return run(self.pinned)
-        kind, started_s = kind_of(shape), self._clock()
+        kind, started_s = kind_of(as_one(shapes)), self._clock()
         variant = self._choice.choose(kind, started_s)
         result = run(variant)
         now_s = self._clock()
         self._num_runs[variant] += 1
-        num_units = max(1, math.prod(shape))
+        num_units = max(1, sum(map(math.prod, shapes)))
         self._choice.observe(kind, seconds=now_s - started_s, num_units=num_units, now_s=now_s)
         return result
+
+    def _shape(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+        first = feeds.get(self._first_input)
+        return () if first is None else first.shape
 
 
 class _AdaptiveBinding:
@@ -211,7 +217,15 @@ class _AdaptiveBinding:
             binding.bind_output(name, value)
 
     def run(self) -> None:
-        self._session.timed(self._shape, lambda variant: self._bindings[variant].run())
+        self._session.timed([self._shape], lambda variant: self._bindings[variant].run())
+
+
+def as_one(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape that would hold all rows of arrays with as many axes, the longest of each included."""
+    if not shapes or not shapes[0]:
+        return ()
+    sides = [max(side) for side in zip(*(shape[1:] for shape in shapes), strict=True)]
+    return (sum(shape[0] for shape in shapes), *sides)
 
 
 def kind_of(shape: tuple[int, ...]) -> Hashable:

@@ -151,6 +151,9 @@ class Session(Protocol):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once from host arrays to host arrays."""
 
+    def run_each(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        """Run once for each of some batches, side by side where the session has lanes for that."""
+
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
         """Allocate a buffer of undefined content in the memory of the session's device."""
 
@@ -282,6 +285,9 @@ class OrtSession:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [o.name for o in self._outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def run_each(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        return [self.run(feeds) for feeds in batches]
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
         element = np.dtype(dtype)

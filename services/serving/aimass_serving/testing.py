@@ -77,6 +77,9 @@ class FakeSession:
         self.num_runs += 1
         return dict(self._graph(feeds))
 
+    def run_each(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        return [self.run(feeds) for feeds in batches]
+
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceBuffer:
         return DeviceBuffer(shape, np.dtype(dtype), _HostMemory(np.zeros(shape, dtype)))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from aimass_encoder.batcher import Batch, Batcher, BatchLimits
+from aimass_encoder.pieces import PIECE_COST
 from aimass_serving.errors import DeadlineExceeded, Overloaded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,17 @@ def test_every_batch_is_within_budget_rows_and_padding_cap(lengths: list[int]) -
         assert len(padded) <= LIMITS.max_batch_rows
         amplification = len(padded) * max(padded) ** 2 / sum(n**2 for n in padded)
         assert amplification <= LIMITS.max_amplification
+
+
+@given(LENGTHS)
+def test_a_batch_in_pieces_holds_its_entries_in_order_and_counts_no_padding(lengths: list[int]) -> None:
+    limits = replace(LIMITS, num_lanes=2)
+    for batch in drain(batcher_with(lengths, limits=limits)):
+        padded = [e.padded_tokens for e in batch.entries]
+        assert padded == sorted(padded)
+        assert sum(padded) <= limits.max_batch_tokens
+        assert batch.padded_tokens == sum(len(p.entries) * p.padded_length for p in batch.pieces)
+        assert batch.padded_tokens - sum(padded) <= PIECE_COST * len(batch.pieces)
 
 
 @given(num_texts=st.integers(1, 40), length=st.integers(1, 16))

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 @contextlib.contextmanager
 def engine_on(graph: FakeEncoderGraph, **settings: int) -> Iterator[EncoderEngine]:
-    engine = fake_engine(graph, EncoderConfig(**{"cpu_batch_tokens": 64, **settings}))
+    engine = fake_engine(graph, EncoderConfig(**{"cpu_batch_tokens": 64, "cpu_lanes": 1, **settings}))
     try:
         yield engine
     finally:
@@ -80,10 +80,10 @@ WORD_LISTS = st.lists(
 
 
 @settings(deadline=None, max_examples=25)
-@given(WORD_LISTS)
-def test_a_text_has_the_same_vector_alone_and_in_any_batch(texts: list[list[str]]) -> None:
+@given(WORD_LISTS, st.integers(1, 3))
+def test_a_text_has_the_same_vector_alone_and_in_any_batch(texts: list[list[str]], cpu_lanes: int) -> None:
     async def both() -> None:
-        with engine_on(FakeEncoderGraph()) as engine:
+        with engine_on(FakeEncoderGraph(), cpu_lanes=cpu_lanes) as engine:
             lines = [" ".join(words) for words in texts]
             together = vectors(await engine.embed(EmbedRequest(lines)))
             alone = [vectors(await engine.embed(EmbedRequest([line])))[0] for line in lines]

@@ -17,7 +17,7 @@ from aimass_encoder.pooling import Pooling, l2_normalize, pool
 from aimass_encoder.request import EmbeddedText, EmbedRequest
 from aimass_encoder.runner import HIDDEN, EncoderRunner
 from aimass_encoder.testing import HIDDEN_SIZE, MAX_TOKENS, FakeEncoderGraph, fake_session
-from aimass_encoder.text_bundle import warm_up_shapes
+from aimass_encoder.text_bundle import warm_up_batches
 from aimass_serving.bundle import Bundle, read_bundle, read_manifest
 from aimass_serving.compute import ComputePermit
 from aimass_serving.errors import BadBundle
@@ -138,14 +138,14 @@ def test_a_graph_of_another_shape_stops_the_load(
         engine_on(session, bundle_in(tmp_path), CONTEXT)
 
 
-def test_warm_up_on_the_cpu_is_two_full_batches() -> None:
-    limits = BatchLimits(max_batch_tokens=1024, max_batch_rows=256)
-    assert warm_up_shapes(limits, max_tokens=512) == [(256, 1), (2, 512)]
+def test_warm_up_on_the_cpu_is_two_full_batches_in_pieces() -> None:
+    limits = BatchLimits(max_batch_tokens=1024, max_batch_rows=256, num_lanes=2)
+    assert warm_up_batches(limits, max_tokens=512) == [[(128, 1), (128, 1)], [(1, 512), (1, 512)]]
 
 
 def test_warm_up_on_cuda_covers_every_padded_length() -> None:
     limits = EncoderConfig(cuda_batch_tokens=512).batch_limits(CUDA_PROVIDER, max_tokens=30)
-    assert warm_up_shapes(limits, max_tokens=30) == [(64, 8), (32, 16), (21, 24), (16, 32)]
+    assert warm_up_batches(limits, max_tokens=30) == [[(64, 8)], [(32, 16)], [(21, 24)], [(16, 32)]]
 
 
 def test_the_batch_budget_always_takes_the_longest_text() -> None:

@@ -35,7 +35,7 @@ def test_the_runner_feeds_type_ids_only_to_graphs_that_take_them() -> None:
     assert seen == [set(names), set(names[:2])]
 
 
-def test_warming_up_runs_each_shape_once() -> None:
+def test_warming_up_runs_every_piece_once() -> None:
     graph = FakeEncoderGraph()
-    EncoderRunner(fake_session(graph), pad_token_id=0).warm_up([(4, 1), (2, 16)])
-    assert graph.shapes == [(4, 1), (2, 16)]
+    EncoderRunner(fake_session(graph), pad_token_id=0).warm_up([[(4, 1), (3, 1)], [(2, 16)]])
+    assert graph.shapes == [(4, 1), (3, 1), (2, 16)]

@@ -14,10 +14,11 @@ from aimass.model.v1.manifest_pb2 import PRECISION_FP32, PRECISION_INT8, Precisi
 from aimass_serving import adaptive_session
 from aimass_serving.adaptive_session import (
     AdaptiveSession,
+    as_one,
     each_variant,
     kind_of,
     open_adaptive_session,
-    open_row_session,
+    open_lane_session,
     thread_counts,
     thread_use,
 )
@@ -178,19 +179,26 @@ def test_a_session_without_variants_is_checked_once(graph: Path) -> None:
     assert len(list(each_variant(open_session(graph, CPU)))) == 1
 
 
-def test_rows_side_by_side_give_the_numbers_of_the_graph(
+def test_batches_side_by_side_give_the_numbers_of_the_graph(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adaptive_session, "usable_cores", lambda: 2)
-    x = np.random.default_rng(3).normal(size=(5, 64)).astype(np.float32)
-    expected = open_session(graph, CPU).run({"x": x})["y"]
-    session = open_row_session(graph, CPU)
-    results = [session.run({"x": x})["y"] for _ in each_variant(session)]
+    batches = [np.random.default_rng(n).normal(size=(n, 64)).astype(np.float32) for n in (5, 1, 3)]
+    expected = [open_session(graph, CPU).run({"x": x})["y"] for x in batches]
+    session = open_lane_session(graph, CPU)
+    results = [session.run_each([{"x": x} for x in batches]) for _ in each_variant(session)]
     assert len(results) == 2
     for result in results:
-        np.testing.assert_allclose(result, expected, atol=1e-6)
+        for values, numbers in zip(result, expected, strict=True):
+            np.testing.assert_allclose(values["y"], numbers, atol=1e-6)
 
 
-def test_rows_are_not_split_where_the_number_of_threads_is_given(graph: Path) -> None:
-    session = open_row_session(graph, SessionConfig(device=Device.CPU, num_threads=2))
+def test_batches_that_run_together_are_one_kind_by_all_their_rows_and_the_longest() -> None:
+    assert as_one([(3, 16), (2, 20)]) == (5, 20)
+    assert as_one([(8,), (1,)]) == (9,)
+    assert as_one([(), ()]) == ()
+
+
+def test_there_are_no_lanes_where_the_number_of_threads_is_given(graph: Path) -> None:
+    session = open_lane_session(graph, SessionConfig(device=Device.CPU, num_threads=2))
     assert thread_use(session) is None

@@ -42,7 +42,8 @@ class ImageClassifier(TaskEngine):
         config: EncoderConfig,
         permit: AbstractContextManager[None],
     ) -> None:
-        pipeline = BatchPipeline(runner, config.image_limits, model=model, permit=permit)
+        limits = config.image_limits(runner.execution_provider)
+        pipeline = BatchPipeline(runner, limits, model=model, permit=permit)
         super().__init__(
             pipeline,
             execution_provider=runner.execution_provider,

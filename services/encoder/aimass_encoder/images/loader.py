@@ -39,7 +39,7 @@ def image_engine_on(session: Session, bundle: Bundle, context: LoadContext) -> I
     blank = ImageRow(np.zeros((framing.size, framing.size, 3), np.uint8))
     for _ in each_variant(session):
         replay_golden_images(runner, bundle)
-        runner.run(runner.lay_out([blank] * config.image_limits.max_batch_rows, length=1))
+        runner.run(runner.lay_out([blank] * config.images_per_batch, length=1))
     problem_type = ProblemType.MULTI_LABEL if spec.is_multi_label else ProblemType.SINGLE_LABEL
     return ImageClassifier(
         runner,

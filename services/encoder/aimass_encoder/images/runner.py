@@ -65,4 +65,9 @@ class ImageRunner:
 
     def run(self, batch: ImageBatch) -> Outputs:
         """Run the graph once; the output is `logits`, [batch, labels]."""
-        return {LOGITS: self._session.run({PIXELS: batch.pixels})[LOGITS]}
+        return self.run_each([batch])[0]
+
+    def run_each(self, batches: Sequence[ImageBatch]) -> Sequence[Outputs]:
+        """Run the graph once for each batch."""
+        results = self._session.run_each([{PIXELS: batch.pixels} for batch in batches])
+        return [{LOGITS: result[LOGITS]} for result in results]

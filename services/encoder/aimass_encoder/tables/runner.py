@@ -74,6 +74,10 @@ class TableRunner:
         values = outputs[CLUSTER if self._spec.task is TableTask.CLUSTERER else SCORES]
         return {SCORES: values.astype(np.float32).reshape(len(batch.mask), -1)}
 
+    def run_each(self, batches: Sequence[TableBatch]) -> Sequence[Outputs]:
+        """Run the graph once for each batch."""
+        return [self.run(batch) for batch in batches]
+
 
 def feeds_of(rows: Sequence[Sequence[float | str]], spec: TableSpec) -> dict[str, NDArray[Any]]:
     """Return the inputs of a graph for checked cells: one, or one for each column of a mixed table."""
