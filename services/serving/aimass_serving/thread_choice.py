@@ -4,8 +4,9 @@ No number of threads is right both on a quiet and on a busy machine, and which i
 second. So the variant that was fastest lately runs, and another is tried now and then:
 
 - Runs are told apart by kind: what is best for one row need not be best for sixteen.
-- A trial costs the time by which it was slower than the variant in use. All trials together cost at most
-  `max_loss_share` of the time spent, beyond a small loan at the start.
+- A trial costs the time by which it was slower than the variant in use. All trials of a kind together cost at
+  most `max_loss_share` of the time spent in it, beyond a small loan at the start and when another kind
+  changed, and a trial waits until as much is saved up as the last one cost: prompts are long and seldom.
 - Between trials of a kind lies a quarter of a second, and more, up to a second, while they change nothing.
   When the variant in use becomes slower or faster than it was, or another kind changed its variant, the next
   trial comes at once.
@@ -26,7 +27,9 @@ _MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.25, 1.0
 _MIN_RUNS_BEFORE_TRIAL = 3
 _MAX_SILENCE_S = 2.0
 """What was measured longer ago says nothing about the machine of now."""
-_MAX_CREDIT_S = 0.25
+_LOAN_S = 0.05
+_MOST_SAVED_LOSSES = 1.5
+"""Credit ends at the loan, or at this many times what the last trial cost if that is more."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,29 @@ class _Kind:
     last_trial: int = 0
     next_trial_s: float = 0.0
     interval_s: float = _MIN_INTERVAL_S
+    credit_s: float = _LOAN_S
+    last_loss_s: float = 0.0
+    """What the last trial cost; 0 when that says nothing about the machine of now."""
+
+    def earn(self, seconds: float) -> None:
+        """Save up for the next trial."""
+        self.credit_s = min(self.credit_s + seconds, max(_LOAN_S, _MOST_SAVED_LOSSES * self.last_loss_s))
+
+    def pay(self, seconds: float) -> None:
+        """Take the loss of a trial; a gain pays nothing back."""
+        self.last_loss_s = max(0.0, seconds)
+        self.credit_s -= self.last_loss_s
+
+    def try_at_once(self, now_s: float) -> None:
+        """Let the next run be a trial: the machine is not what it was."""
+        self.next_trial_s, self.last_loss_s = min(self.next_trial_s, now_s), 0.0
+
+    def begin_anew(self, now_s: float) -> None:
+        """Forget what runs took on the machine as it was: the next run tells, the one after is a trial."""
+        self.cost, self.num_runs, self.num_surprises = 0.0, _MIN_RUNS_BEFORE_TRIAL - 1, 0
+        self.trial, self.num_wins = None, 0
+        self.credit_s = max(self.credit_s, _LOAN_S)
+        self.try_at_once(now_s)
 
 
 @dataclass(slots=True)
@@ -60,7 +86,6 @@ class ThreadChoice:
     """How often a kind's best variant was replaced."""
     _kinds: dict[Hashable, _Kind] = field(default_factory=dict)
     _last_best: int = 0
-    _credit_s: float = _MAX_CREDIT_S
 
     def choose(self, kind: Hashable, now_s: float) -> int:
         """Return the variant for the next run of this kind. `observe` must follow."""
@@ -77,11 +102,11 @@ class ThreadChoice:
         state.last_run_s = now_s
         cost = seconds / num_units
         if state.trial is None:
-            self._credit_s = min(_MAX_CREDIT_S, self._credit_s + self.max_loss_share * seconds)
+            state.earn(self.max_loss_share * seconds)
             _update(state, cost, now_s)
             return
         self.num_trials += 1
-        self._credit_s -= max(0.0, seconds - state.cost * num_units)
+        state.pay(seconds - state.cost * num_units)
         if cost < state.cost * (1 - _MARGIN):
             self._win(state, cost, now_s)
         else:
@@ -94,7 +119,7 @@ class ThreadChoice:
 
     def _may_try(self, state: _Kind, now_s: float) -> bool:
         is_due = state.num_runs >= _MIN_RUNS_BEFORE_TRIAL and now_s >= state.next_trial_s
-        return is_due and self._credit_s > 0 and self.num_variants > 1
+        return is_due and state.credit_s > state.last_loss_s and self.num_variants > 1
 
     def _next_trial(self, state: _Kind) -> int:
         """Take turns among the variants that are not in use."""
@@ -110,7 +135,7 @@ class ThreadChoice:
         self.num_changes += 1
         self._last_best = state.best = state.trial
         state.cost, state.num_runs, state.num_surprises = cost, 0, 0
-        state.trial, state.num_wins = None, 0
+        state.trial, state.num_wins, state.last_loss_s = None, 0, 0.0
         state.interval_s = _MIN_INTERVAL_S
         self._tell_others(state, now_s)
         state.next_trial_s = now_s + _MIN_INTERVAL_S
@@ -127,7 +152,7 @@ class ThreadChoice:
             if other.num_runs < _MIN_RUNS_BEFORE_TRIAL or now_s - other.last_run_s > _MAX_SILENCE_S:
                 self._kinds[kind] = self._unknown()
             else:
-                other.next_trial_s = min(other.next_trial_s, now_s)
+                other.begin_anew(now_s)
 
 
 def _lose(state: _Kind, now_s: float) -> None:
@@ -145,6 +170,7 @@ def _update(state: _Kind, cost: float, now_s: float) -> None:
         state.num_surprises = 0
     if state.num_surprises == 2:
         state.cost, state.num_surprises = cost, 0
-        state.next_trial_s, state.interval_s = now_s, _MIN_INTERVAL_S
+        state.interval_s = _MIN_INTERVAL_S
+        state.try_at_once(now_s)
     elif state.num_surprises == 0:
         state.cost += (_SMOOTHING if state.cost else 1.0) * (cost - state.cost)

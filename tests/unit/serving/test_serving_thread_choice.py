@@ -95,6 +95,31 @@ def test_trials_are_few_once_the_machine_is_calm(machine: Machine) -> None:
     assert runs.count(FAST_BUSY) / len(runs) <= 0.015
 
 
+def test_long_seldom_runs_are_hardly_ever_on_trial_although_short_ones_save_up(machine: Machine) -> None:
+    prompt = (0.063, 0.105)
+    taken = []
+    for _ in range(200):
+        taken.append(machine.run(prompt, kind="prompt"))
+        for _ in range(31):
+            machine.run((0.007, 0.010), kind="step")
+    assert taken.count(FAST_BUSY) <= 8, "one in thirty, and one or two at the start"
+    assert taken[:20].count(FAST_BUSY) <= 2
+
+
+def test_long_seldom_runs_change_when_the_machine_does(machine: Machine) -> None:
+    def calls(count: int, prompt: Costs, step: Costs) -> None:
+        for _ in range(count):
+            machine.run(prompt, kind="prompt")
+            for _ in range(31):
+                machine.run(step, kind="step")
+
+    calls(40, (0.063, 0.105), (0.007, 0.010))
+    calls(10, (0.200, 0.110), (0.022, 0.011))
+    assert machine.choice.best_of("prompt") == FAST_BUSY
+    calls(15, (0.063, 0.105), (0.007, 0.010))
+    assert machine.choice.best_of("prompt") == FAST_QUIET
+
+
 def test_noise_alone_changes_nothing(machine: Machine) -> None:
     machine.run_for(60, (0.01, 0.01))
     assert machine.choice.num_changes == 0
