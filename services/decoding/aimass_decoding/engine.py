@@ -67,6 +67,7 @@ class DecodingEngine:
             num_slots=num_slots,
             max_len=self._max_len,
             can_copy_slots=self._runner.can_copy_slots,
+            max_draft_tokens=config.max_draft_tokens if self._runner.gives_every_position else 0,
         )
         self._session = session
         self._mask_threads = ThreadPoolExecutor(config.num_mask_threads, thread_name_prefix="masks")
@@ -230,6 +231,8 @@ class DecodingEngine:
             num_prompt_tokens=counters.num_prompt_tokens,
             num_reused_prompt_tokens=counters.num_reused_prompt_tokens,
             num_output_tokens=counters.num_output_tokens,
+            num_drafted_tokens=counters.num_drafted_tokens,
+            num_confirmed_tokens=counters.num_confirmed_tokens,
             graph_s=counters.graph_s,
             num_kept_prefixes=scheduler.num_kept_prefixes,
             num_slot_copies=counters.num_slot_copies,
