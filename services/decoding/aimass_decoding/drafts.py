@@ -78,7 +78,7 @@ class DraftCosts:
         """A drafted token's part of the time of a step; assumed before both were measured."""
         if not (self._step_s.value and self._token_s.value):
             return _ASSUMED_SHARE
-        return max(_LEAST_SHARE, self._token_s.value / self._step_s.value)
+        return self._token_s.value / self._step_s.value
 
     def observe_step(self, seconds: float) -> None:
         """Record a step of one sequence without a draft."""
@@ -86,5 +86,6 @@ class DraftCosts:
 
     def observe_draft(self, num_tokens: int, seconds: float) -> None:
         """Record a step of one sequence with so many drafted tokens."""
-        if self._step_s.value:
-            self._token_s.observe(max(0.0, seconds - self._step_s.value) / num_tokens)
+        step_s = self._step_s.value
+        if step_s:
+            self._token_s.observe(max(_LEAST_SHARE * step_s, (seconds - step_s) / num_tokens))

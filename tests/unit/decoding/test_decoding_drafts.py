@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.drafts import DraftCosts, Drafter
 from aimass_decoding.request import FinishReason, SamplingParams, SequenceRequest, TokenDelta
-from aimass_decoding.testing import FakeDecoder, LogitsOf, SteppedEngine
+from aimass_decoding.testing import FakeDecoder, LogitsOf, SteppedEngine, fake_engine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -223,3 +224,24 @@ def test_a_graph_that_fails_on_a_draft_fails_the_sequence_only() -> None:
     assert not isinstance(engine.end_of(sequence), TokenDelta)
     assert engine.stepper.counters.num_failed == 1
     assert engine.scheduler.num_active == 0
+
+
+class LengthAwareDecoder(FakeDecoder):
+    """A decoder whose numbers differ a little between runs of one token and of several, as in 8 bits."""
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        logits = super().__call__(feeds)["logits"]
+        return {"logits": logits + np.float32(0.01 * (feeds["input_ids"].shape[1] > 1))}
+
+
+@pytest.mark.parametrize(("decoder_class", "has_drafts"), [(FakeDecoder, True), (LengthAwareDecoder, False)])
+async def test_only_graphs_whose_chunks_are_like_steps_are_drafted_for(
+    decoder_class: type[FakeDecoder], has_drafts: bool
+) -> None:
+    decoder = decoder_class(periodic_logits(3), gives_every_position=True)
+    with fake_engine(decoder) as engine:
+        tokens = [t async for delta in engine.generate(request()) for t in delta.token_ids]
+        stats = engine.stats()
+    assert len(tokens) == 40
+    assert (stats.num_confirmed_tokens > 0) == has_drafts
+    assert stats.num_drafted_tokens >= stats.num_confirmed_tokens
