@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from bench import peers
 from bench.busy import BusyCore
 from bench.contest import Entry, hold, lineup
-from bench.generation_runners import OUTSIDE_GRAPH
+from bench.generation_runners import NO_DRAFTS, OUTSIDE_GRAPH
 from bench.machine import describe_machine
 from bench.measurement import share_of_equal_answers
 from bench.models import INT4, LANGUAGE_MODELS, PRECISIONS, SMOLLM2, BenchModel
@@ -30,7 +30,7 @@ from bench.texts import long_prompt_ids, prompt_ids
 from bench.workload import PREFILL, Workload
 
 TRANSFORMERS, OPTIMUM = "transformers eager fp32", "optimum ONNX Runtime fp32"
-CONTENDERS = ("served", "in-process", "ctranslate2", "genai", "transformers", "optimum")
+CONTENDERS = ("served", "no-drafts", "in-process", "ctranslate2", "genai", "transformers", "optimum")
 LONG_PROMPT_TOKENS = 512
 SLOW_PEER_ROUNDS = 1
 _COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
@@ -43,6 +43,11 @@ NOT_RUN = (
 def served(precision: str) -> str:
     """Return the name of our service at a precision."""
     return f"aimass {precision}, served"
+
+
+def without_drafts(precision: str) -> str:
+    """Return the name of our service when it guesses nothing from the texts themselves."""
+    return f"aimass {precision}, served, no drafts"
 
 
 def in_process(precision: str) -> str:
@@ -175,6 +180,7 @@ def makers(settings: GenerationSettings, work: Workload) -> list[Callable[[], li
     wanted = settings.precisions
     of = {
         "served": (_served, wanted),
+        "no-drafts": (_without_drafts, wanted),
         "in-process": (_in_process, wanted),
         "ctranslate2": (_ctranslate2, [p for p in wanted if p in _COMPUTE_TYPES]),
         "genai": (_genai, wanted),
@@ -186,6 +192,11 @@ def makers(settings: GenerationSettings, work: Workload) -> list[Callable[[], li
 
 def _served(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
     return [_ours(settings, work, precision, served(precision), "Served")]
+
+
+def _without_drafts(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    entry = _ours(settings, work, precision, without_drafts(precision), "Served")
+    return [replace(entry, config={**entry.config, "settings": NO_DRAFTS})]
 
 
 def _in_process(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
@@ -255,7 +266,10 @@ def ratios(precisions: Sequence[str]) -> list[Ratio]:
         Ratio(fp32, ctranslate2("fp32"), "2 (busy 1.8)"),
         Ratio(served("int8"), ctranslate2("int8"), against_int8),
         Ratio(in_process("int8"), ctranslate2("int8"), against_int8),
+        Ratio(without_drafts("fp32"), ctranslate2("fp32"), ""),
+        Ratio(without_drafts("int8"), ctranslate2("int8"), ""),
         *(Ratio(served(precision), genai(precision), "above 1") for precision in precisions),
+        *(Ratio(without_drafts(precision), genai(precision), "") for precision in precisions),
         Ratio(fp32, TRANSFORMERS, "2.5 at 1, 3.3 at 16"),
         Ratio(fp32, OPTIMUM, "above 1"),
         *(Ratio(served(precision), in_process(precision), "0.95") for precision in precisions),
@@ -315,10 +329,10 @@ def _roofline_table(benchmark: Benchmark, settings: GenerationSettings, roofline
             continue
         model = settings.model
         graph = next(model.store(precision).glob(f"{model.served_name(precision)}/*/decoder.onnx"))
-        tokens_per_s = 1e3 / benchmark.cell(name, "1").details["gap_mean_ms"]
+        steps_per_s = 1e3 / benchmark.cell(name, "1").details["gap_mean_ms"]
         read_mb = weight_bytes(graph) / 1e6
-        rows.append([name, read_mb, tokens_per_s, read_mb * tokens_per_s / 1e3 / roofline.read_gb_s])
-    columns = ["", "weights read a token (MB)", "tokens/s while decoding", "share of the memory bandwidth"]
+        rows.append([name, read_mb, steps_per_s, read_mb * steps_per_s / 1e3 / roofline.read_gb_s])
+    columns = ["", "weights read a step (MB)", "steps/s while decoding", "share of the memory bandwidth"]
     return Table("Roofline of one stream (aim: fp32 0.85, int8 0.60)", columns, rows)
 
 

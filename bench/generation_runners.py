@@ -23,6 +23,8 @@ from bench.workload import Work, Workload
 GENERATE = "/aimass.generation.v1.GenerationService/Generate"
 CALL_DEADLINE_S = 600.0
 NO_KEPT_PREFIXES = {"AIMASS_GENERATION_MAX_KEPT_PREFIXES": "0"}
+NO_DRAFTS = {"AIMASS_GENERATION_MAX_DRAFT_TOKENS": "0"}
+NO_SETTINGS: Mapping[str, str] = {}
 OUTSIDE_GRAPH = "outside_graph"
 """Name of the share of a run's time that the engine spends beside runs of the graph."""
 Timed = tuple[list[int], list[float]]
@@ -36,9 +38,17 @@ class Served:
     of every call when it comes: one event loop, and messages are parsed when the clock has stopped.
     """
 
-    def __init__(self, *, store: str, model: str, workload: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        store: str,
+        model: str,
+        workload: Mapping[str, Any],
+        settings: Mapping[str, str] = NO_SETTINGS,
+    ) -> None:
         self._model, self._workload = model, Workload(**workload)
-        self._service = ServiceProcess("generation", store=store, model=model, settings=NO_KEPT_PREFIXES)
+        settings = {**NO_KEPT_PREFIXES, **settings}
+        self._service = ServiceProcess("generation", store=store, model=model, settings=settings)
         self._loop = asyncio.Runner()
         self._channel = self._loop.run(_connect(self._service.address))
         self._generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(GENERATE)

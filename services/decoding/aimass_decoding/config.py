@@ -36,6 +36,9 @@ class EngineConfig:
     max_kept_prefixes: int = 8
     """Prompts of ended sequences that stay in free slots, so that a later one that starts alike, by whole
     chunks, need not compute its start again. 0 turns it off. Needs a device that can copy slots: the CPU."""
+    max_draft_tokens: int = 8
+    """Most tokens that are guessed from a text itself and confirmed by one run, while it runs alone. 0 turns
+    it off; so does a graph whose numbers differ by the length of a run, as those of integer graphs do."""
     num_mask_threads: int = 2
     """Threads that compute which tokens guided sequences may take, while the graph runs."""
     max_mask_wait_s: float = 2.0
@@ -57,6 +60,7 @@ class EngineConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.beam_budget_bytes >= 0, "beam_budget_bytes", "at least 0", self.beam_budget_bytes)
         _require(self.max_kept_prefixes >= 0, "max_kept_prefixes", "at least 0", self.max_kept_prefixes)
+        _require(self.max_draft_tokens >= 0, "max_draft_tokens", "at least 0", self.max_draft_tokens)
         _require(self.max_len == 0 or self.max_len >= 2, "max_len", "0, or at least 2", self.max_len)
         _require(self.max_decode_slowdown > 1, "max_decode_slowdown", "above 1", self.max_decode_slowdown)
         _require(self.max_prefill_wait_s > 0, "max_prefill_wait_s", "above 0", self.max_prefill_wait_s)

@@ -30,13 +30,15 @@ from aimass_decoding.engine_thread import EngineThread, call_soon
 from aimass_decoding.golden import replay_golden
 from aimass_decoding.outlet import Event, Interest, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
-from aimass_decoding.runner import DecoderGeometry, DecoderRunner
+from aimass_decoding.runner import DecoderGeometry, DecoderRunner, chunk_difference
 from aimass_decoding.sampler import SamplingState
 from aimass_decoding.scheduler import Scheduler
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import EngineStats
 from aimass_decoding.stepper import Stepper
 
+MAX_CHUNK_DIFFERENCE = 1e-3
+"""Of logits: a draft is confirmed by numbers that are those of single steps but for this."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -67,6 +69,7 @@ class DecodingEngine:
             num_slots=num_slots,
             max_len=self._max_len,
             can_copy_slots=self._runner.can_copy_slots,
+            max_draft_tokens=self._max_draft_tokens(config),
         )
         self._session = session
         self._mask_threads = ThreadPoolExecutor(config.num_mask_threads, thread_name_prefix="masks")
@@ -230,6 +233,8 @@ class DecodingEngine:
             num_prompt_tokens=counters.num_prompt_tokens,
             num_reused_prompt_tokens=counters.num_reused_prompt_tokens,
             num_output_tokens=counters.num_output_tokens,
+            num_drafted_tokens=counters.num_drafted_tokens,
+            num_confirmed_tokens=counters.num_confirmed_tokens,
             graph_s=counters.graph_s,
             num_kept_prefixes=scheduler.num_kept_prefixes,
             num_slot_copies=counters.num_slot_copies,
@@ -239,6 +244,14 @@ class DecodingEngine:
             mask_wait_ms=counters.mask_wait_ms.summary(),
             release_ms=counters.release_ms.summary(),
         )
+
+    def _max_draft_tokens(self, config: EngineConfig) -> int:
+        """Return how much may be guessed: nothing where guesses, confirmed or not, could change a token."""
+        can_draft = config.max_draft_tokens > 0 and self._runner.gives_every_position
+        if not can_draft or self._needs_memory:
+            return 0
+        difference = chunk_difference(self._runner, vocab_size=self._vocab_size)
+        return config.max_draft_tokens if difference <= MAX_CHUNK_DIFFERENCE else 0
 
     def _refuse_unfit(self, request: SequenceRequest) -> None:
         """Refuse what no engine state could make possible, without a turn of the engine thread."""

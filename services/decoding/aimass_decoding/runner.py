@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from aimass_decoding.cross_attention import CrossGeometry, CrossMemory, SourceMemory, cross_geometry_of
 from aimass_decoding.host_memory import host_view
 
+LAST_IDX = "last_idx"
+"""Input [rows, n]: after which tokens of a chunk the logits are asked for."""
 DECODER_ROLE = "decoder"
 """Of its graph, in a bundle."""
 _NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
@@ -66,7 +68,7 @@ def geometry_of(spec: DecoderSpec, *, num_adapters: int = 0) -> DecoderGeometry:
 def gives_every_position(manifest: ModelManifest) -> bool:
     """Whether the decoder's graph gives the logits of all positions that are asked for, not of one a row."""
     inputs = (tensor for graph in manifest.graphs if graph.role == DECODER_ROLE for tensor in graph.inputs)
-    return any(tensor.name == "last_idx" and tensor.shape[1] != "1" for tensor in inputs)
+    return any(tensor.name == LAST_IDX and tensor.shape[1] != "1" for tensor in inputs)
 
 
 class Runner(Protocol):
@@ -96,6 +98,10 @@ class Runner(Protocol):
     def can_copy_slots(self) -> bool:
         """Whether `copy_slot` works on this device."""
 
+    @property
+    def gives_every_position(self) -> bool:
+        """Whether `prefill_all` works on this graph."""
+
     def copy_slot(self, source: int, target: int, *, num_tokens: int) -> None:
         """Copy the first `num_tokens` of a slot's cache, and its adapter, over those of another."""
 
@@ -107,6 +113,19 @@ class Runner(Protocol):
 
     def copy_memory(self, source: int, target: int) -> None:
         """Let a slot attend to the source of another. Does nothing for a model without sources."""
+
+
+def chunk_difference(runner: Runner, *, vocab_size: int) -> float:
+    """Return how far the logits behind the tokens of a chunk lie from those of single steps, at most.
+
+    Float kernels round a little otherwise; in integer graphs each layer rounds that up to another level.
+    Writes into slot 0.
+    """
+    token_ids, start = np.arange(8) % vocab_size, 4
+    runner.prefill(0, token_ids[:start], start=0)
+    steps = [runner.decode(token_ids[n : n + 1], np.array([n])).copy() for n in range(start, len(token_ids))]
+    chunk = runner.prefill_all(0, token_ids[start:], start=start)
+    return float(np.abs(chunk - np.concatenate(steps)).max())
 
 
 class DecoderRunner:
@@ -134,16 +153,19 @@ class DecoderRunner:
     def can_copy_slots(self) -> bool:
         return True
 
+    @property
+    def gives_every_position(self) -> bool:
+        return any(i.name == LAST_IDX and i.shape[1] != 1 for i in self._session.inputs)
+
     def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
         """Append a chunk [n] of one sequence to its slot, which holds `start` tokens; return logits [vocab].
 
         Raises `ValueError` when the chunk is empty or does not fit into the slot. The result is a view that
         the next `prefill` overwrites.
         """
-        binding = self._prefill_binding(slot)
-        self._put_chunk(binding, token_ids, start)
-        binding.run()
-        logits: NDArray[np.float32] = self._prefill_io.logits[0]
+        io = self._prefill_io
+        self._run_chunk(slot, token_ids, start, asked=io.last_idx, logits=io.logits)
+        logits: NDArray[np.float32] = io.logits[0]
         return logits
 
     def prefill_all(
@@ -155,16 +177,21 @@ class DecoderRunner:
         For graphs that give all positions they are asked for; others fail. The result is the caller's.
         """
         count = len(token_ids)
-        binding = self._bind(self._prefill_io, first=slot, rows=1)
-        self._put_chunk(binding, token_ids, start)
         logits = np.empty((count - first, self._geometry.vocab_size), np.float32)
-        binding.bind_input("last_idx", np.arange(first, count)[np.newaxis])
-        binding.bind_output("logits", logits)
-        binding.run()
+        self._run_chunk(slot, token_ids, start, asked=np.arange(first, count)[np.newaxis], logits=logits)
         return logits
 
-    def _put_chunk(self, binding: Binding, token_ids: NDArray[np.int64], start: int) -> None:
-        count, io = len(token_ids), self._prefill_io
+    def _run_chunk(
+        self,
+        slot: int,
+        token_ids: NDArray[np.int64],
+        start: int,
+        *,
+        asked: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Append a chunk to a slot; write the logits [n, vocab] behind its tokens number `asked` [1, n]."""
+        count, io, binding = len(token_ids), self._prefill_io, self._prefill_binding(slot)
         if not 0 < count <= self._max_len - start:
             raise ValueError(f"{count} tokens after {start} do not fit a slot of {self._max_len}")
         io.input_ids[0, :count] = token_ids
@@ -174,6 +201,9 @@ class DecoderRunner:
         io.last_idx[0, 0] = count - 1
         binding.bind_input("input_ids", io.input_ids[:, :count])
         binding.bind_input("position_ids", io.position_ids[:, :count])
+        binding.bind_input(LAST_IDX, asked)
+        binding.bind_output("logits", logits)
+        binding.run()
 
     def decode(self, token_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append one token [rows] to the first slots, which hold `lengths` [rows]; return [rows, vocab].
@@ -239,6 +269,8 @@ class DecoderRunner:
             binding = self._decode_bindings[rows] = self._bind(self._decode_io, first=0, rows=rows)
             binding.bind_input("input_ids", self._decode_io.input_ids[:rows])
             binding.bind_input("position_ids", self._decode_io.position_ids[:rows])
+            binding.bind_input(LAST_IDX, self._decode_io.last_idx[:rows])
+            binding.bind_output("logits", self._decode_io.logits[:rows])
         return binding
 
     def _prefill_binding(self, slot: int) -> Binding:
@@ -252,8 +284,6 @@ class DecoderRunner:
         binding = self._session.bind()
         binding.bind_input("seqlens_k", io.seqlens_k[:rows])
         binding.bind_input("total_len", io.total_len)
-        binding.bind_input("last_idx", io.last_idx[:rows])
-        binding.bind_output("logits", io.logits[:rows])
         for name, buffer in self._kv.items():
             view = buffer.rows(first, rows)
             binding.bind_input(f"past.{name}", view)

@@ -1,7 +1,8 @@
 """Decides what the engine computes next. A pure data structure: no clock, no model, no threads.
 
 A step is one run of the graph: either one chunk of one prompt, or one token of every decoding sequence. A
-prompt that lies in a slot already, whole, needs no run: its sequence forks off that slot.
+prompt that lies in a slot already, whole, needs no run: its sequence forks off that slot. A sequence that is
+alone may have tokens guessed from its own text behind the next one: the run tells how many are right.
 
 - Order of prompts: higher priority first; within a priority the earlier deadline first, where a missing or a
   far deadline counts as `assumed_deadline_s` after arrival. So nobody is passed by later arrivals for longer
@@ -31,6 +32,7 @@ from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
+from aimass_decoding.drafts import DraftCosts
 from aimass_decoding.forecast import DrainRate, Forecast, Smoothed
 from aimass_decoding.prefixes import Match, Prefix, Prefixes
 from aimass_decoding.sequence import Sequence, Stage
@@ -99,17 +101,39 @@ class DecodeStep:
     num_rows: int
 
 
-Step = PrefillStep | ForkStep | DecodeStep
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """Compute one more token of the only sequence, and see how many of those guessed behind it are right."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    """The guesses, at least one."""
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The one sequence."""
+        return (self.sequence,)
+
+
+Step = PrefillStep | ForkStep | DecodeStep | DraftStep
 
 
 class Scheduler:
     """Waiting and running sequences, and the slots between them. Owned by the engine thread."""
 
     def __init__(
-        self, config: EngineConfig, *, num_slots: int, max_len: int, can_copy_slots: bool = True
+        self,
+        config: EngineConfig,
+        *,
+        num_slots: int,
+        max_len: int,
+        can_copy_slots: bool = True,
+        max_draft_tokens: int = 0,
     ) -> None:
         self._config = config
         self._can_copy_slots = can_copy_slots
+        self._max_draft_tokens = max_draft_tokens
+        self._draft_costs = DraftCosts()
         self._prefixes = Prefixes(chunk_tokens=config.max_prefill_tokens_per_step)
         self._max_len = max_len
         self._slots = Slots(num_slots)
@@ -162,6 +186,11 @@ class Scheduler:
     def max_len(self) -> int:
         """Longest sequence in tokens, prompt and output together."""
         return self._max_len
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most tokens that are guessed for one step; 0 where nothing is."""
+        return self._max_draft_tokens
 
     @property
     def num_slots(self) -> int:
@@ -243,9 +272,12 @@ class Scheduler:
         decoding = [s for _, s in sorted(self._active.items()) if s.stage is Stage.DECODING]
         if prompt is not None and self._may_prefill(prompt, decoding, now_s):
             return self._prefill_step(prompt, now_s)
-        if decoding:
-            return DecodeStep(tuple(decoding), self._slots.high_water)
-        return None
+        if not decoding:
+            return None
+        draft = self._draft_of(decoding[0]) if self.num_active == 1 and not self._waiting else ()
+        if draft:
+            return DraftStep(decoding[0], draft)
+        return DecodeStep(tuple(decoding), self._slots.high_water)
 
     def commit(
         self, step: Step, *, now_s: float, seconds: float, logits: NDArray[np.float32] | None = None
@@ -263,12 +295,21 @@ class Scheduler:
             self._share_prompt(step.sequence, logits)
             return
         self._prefill_tokens_since_decode = 0
-        self._decode_cost.observe(seconds)
+        if isinstance(step, DraftStep):
+            self._draft_costs.observe_draft(len(step.token_ids), seconds)
+        else:
+            self._decode_cost.observe(seconds)
+            if len(step.sequences) == 1:
+                self._draft_costs.observe_step(seconds)
         self._debt_s = max(0.0, self._debt_s - (self._config.max_decode_slowdown - 1) * seconds)
         for sequence in step.sequences:
             sequence.num_cached += 1
             sequence.num_steps += 1
             sequence.last_progress_s = now_s
+
+    def confirm(self, step: DraftStep, num_right: int) -> None:
+        """Record how many guesses of a draft were right: their keys and values are good."""
+        step.sequence.num_cached += num_right
 
     def compact(self) -> list[Move]:
         """Move the highest sequences into the lowest holes when the rows are mostly holes.
@@ -317,6 +358,17 @@ class Scheduler:
             return False
         is_overdue = now_s - prompt.last_progress_s > self._config.max_prefill_wait_s
         return self._debt_s < _NEGLIGIBLE_S or is_overdue or not self._slows_down(prompt, decoding)
+
+    def _draft_of(self, sequence: Sequence) -> tuple[int, ...]:
+        """Return what is guessed of a sequence's text behind its next token; nothing where that is no use."""
+        room = min(
+            self._max_draft_tokens,
+            sequence.request.max_new_tokens - sequence.num_output - 1,
+            self._max_len - sequence.num_cached - 1,
+        )
+        if sequence.drafter is None or room < 1:
+            return ()
+        return sequence.drafter.draft(most=room, cost=self._draft_costs.share)
 
     @property
     def _max_chunk(self) -> int:

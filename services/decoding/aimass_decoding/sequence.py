@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from aimass_decoding.drafts import Drafter
 from aimass_decoding.masks import MaskFeed
 from aimass_decoding.outlet import Outlet
 from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenLogprob
@@ -63,6 +64,8 @@ class Sequence:
     """When its first token came; infinity before that."""
     masks: MaskFeed | None = None
     """What its next token may be; None for anything."""
+    drafter: Drafter | None = None
+    """Guesses its next tokens; None where nobody should."""
     outlet: Outlet | None = None
     """Where its tokens go. Belongs to the caller's event loop, but for its `loop`."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -40,6 +40,10 @@ class EngineStats:
     """Prompt tokens copied from another slot, or there already, instead of computed."""
     num_output_tokens: int
     """Tokens chosen."""
+    num_drafted_tokens: int
+    """Tokens guessed from a sequence's own text, and put to the graph."""
+    num_confirmed_tokens: int
+    """Those of them that were chosen: each saved a step."""
     graph_s: float
     """Seconds spent in runs of the graph. What a busy engine spends beside them is its own."""
     num_kept_prefixes: int
@@ -114,6 +118,8 @@ class Counters:
     num_prompt_tokens: int = 0
     num_reused_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_confirmed_tokens: int = 0
     graph_s: float = 0.0
     num_slot_copies: int = 0
     mask_wait_ms: Histogram = field(default_factory=Histogram)

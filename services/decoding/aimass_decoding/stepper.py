@@ -13,12 +13,13 @@ import numpy as np
 from aimass_serving.errors import AimassError, DeadlineExceeded, ModelFailed
 from numpy.typing import NDArray
 
+from aimass_decoding.drafts import Drafter
 from aimass_decoding.masks import Mask, MaskFeed
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import FinishReason, SequenceFinish, TokenDelta, TokenLogprob
 from aimass_decoding.runner import Runner
 from aimass_decoding.sampler import Chosen, choose, logprob_of
-from aimass_decoding.scheduler import DecodeStep, ForkStep, Move, PrefillStep, Scheduler, Step
+from aimass_decoding.scheduler import DecodeStep, DraftStep, ForkStep, Move, PrefillStep, Scheduler, Step
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import Counters
 
@@ -65,6 +66,8 @@ class Stepper:
             self._scheduler.submit(sequence, self._clock())
             if sequence.request.new_mask is not None:
                 sequence.masks = MaskFeed(sequence.request.new_mask, self._mask_executor)
+            elif self._scheduler.max_draft_tokens:
+                sequence.drafter = Drafter(sequence.request.prompt_ids)
         except AimassError as error:
             self.counters.num_refused += 1
             sequence.stage = Stage.DONE
@@ -98,9 +101,12 @@ class Stepper:
         try:
             logits, seconds = self._run(step)
             is_unfinished = isinstance(step, PrefillStep) and not step.is_last_chunk
-            prompt_logits = None if is_unfinished or isinstance(step, DecodeStep) else logits[0]
+            has_prompt = isinstance(step, PrefillStep | ForkStep) and not is_unfinished
+            prompt_logits = logits[0] if has_prompt else None
             self._scheduler.commit(step, now_s=self._clock(), seconds=seconds, logits=prompt_logits)
-            if not is_unfinished:
+            if isinstance(step, DraftStep):
+                self._accept_draft(step, logits)
+            elif not is_unfinished:
                 choices = [s.sampling.choice(s.num_output, mask=self._mask_of(s)) for s in step.sequences]
                 self._accept_all(step, logits, choose(logits, _rows_of(step), choices))
         except Exception as error:
@@ -116,6 +122,8 @@ class Stepper:
                     logits = self._prefill(step)
                 case DecodeStep():
                     logits = self._decode(step)
+                case DraftStep():
+                    logits = self._try_draft(step)
                 case ForkStep():
                     self._begin(step)
                     logits = step.logits[np.newaxis]
@@ -171,6 +179,27 @@ class Stepper:
         self.counters.num_decode_steps += 1
         return self._runner.decode(token_ids, lengths)
 
+    def _try_draft(self, step: DraftStep) -> NDArray[np.float32]:
+        """Return the logits [guesses + 1, vocab] behind the last token and behind each guess."""
+        sequence = step.sequence
+        self.counters.num_decode_steps += 1
+        self.counters.num_drafted_tokens += len(step.token_ids)
+        chunk = np.array([sequence.last_token, *step.token_ids])
+        return self._runner.prefill_all(sequence.slot, chunk, start=sequence.num_cached)
+
+    def _accept_draft(self, step: DraftStep, logits: NDArray[np.float32]) -> None:
+        """Choose token after token as without a draft, for as long as each was the one that was guessed."""
+        sequence, num_right = step.sequence, 0
+        for place in range(len(logits)):
+            row = logits[place : place + 1]
+            self._accept_all(step, row, choose(row, [0], [sequence.sampling.choice(sequence.num_output)]))
+            is_right = place < len(step.token_ids) and sequence.last_token == step.token_ids[place]
+            if sequence.stage is Stage.DONE or not is_right:
+                break
+            num_right += 1
+        self.counters.num_confirmed_tokens += num_right
+        self._scheduler.confirm(step, num_right)
+
     def _mask_of(self, sequence: Sequence) -> Mask | None:
         """Return the mask of a sequence's next token. If that fails, so does the sequence."""
         if sequence.masks is None:
@@ -218,6 +247,8 @@ class Stepper:
         else:
             if sequence.masks is not None:
                 sequence.masks.accept(token_id)
+            if sequence.drafter is not None:
+                sequence.drafter.add(token_id)
             delta = TokenDelta((token_id,), _logprobs(sequence, token_id, logits), index=sequence.index)
             self._events.append((sequence, delta))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from aimass_serving.compute import ComputePermit
+from aimass_serving.session import TensorInfo
 from aimass_serving.testing import FakeSession
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import SequenceRequest, TokenDelta
-from aimass_decoding.runner import DecoderGeometry, DecoderRunner, Runner
+from aimass_decoding.runner import LAST_IDX, DecoderGeometry, DecoderRunner, Runner
 from aimass_decoding.sampler import SamplingState
 from aimass_decoding.scheduler import Scheduler
 from aimass_decoding.sequence import Sequence as EngineSequence
@@ -84,19 +85,24 @@ class FakeDecoder:
 
     It checks its inputs as the real graph relies on them. `before_run` is called on the engine thread before
     each run with the `input_ids` [batch, seq]: a test may wait in it, or raise. The numbers of rows and of
-    tokens of each run are in `runs`.
+    tokens of each run are in `runs`. With `gives_every_position` it takes drafts.
     """
 
     def __init__(
-        self, logits_of: LogitsOf, *, before_run: Callable[[NDArray[np.int64]], None] | None = None
+        self,
+        logits_of: LogitsOf,
+        *,
+        before_run: Callable[[NDArray[np.int64]], None] | None = None,
+        gives_every_position: bool = False,
     ) -> None:
         self.logits_of = logits_of
+        self._inputs = [TensorInfo(LAST_IDX, np.dtype(np.int64), ("batch", "asked"))][:gives_every_position]
         self.before_run = before_run
         self.runs: list[tuple[int, int]] = []
 
     def session(self) -> FakeSession:
         """Return a session that runs this decoder."""
-        return FakeSession(self)
+        return FakeSession(self, inputs=self._inputs)
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Write the tokens into the cache, in place, and return the logits."""
@@ -203,7 +209,12 @@ class SteppedEngine:
         self.decoder = decoder
         inner = DecoderRunner(decoder.session(), geometry, max_slots=slots, max_len=max_len)
         self.runner = TimedRunner(inner, self.clock, decode_s=decode_s, prefill_token_s=prefill_token_s)
-        self.scheduler = Scheduler(config, num_slots=slots, max_len=max_len)
+        self.scheduler = Scheduler(
+            config,
+            num_slots=slots,
+            max_len=max_len,
+            max_draft_tokens=config.max_draft_tokens if inner.gives_every_position else 0,
+        )
         self.events: dict[EngineSequence, list[Event]] = defaultdict(list)
         self.stepper = Stepper(
             self.runner,
@@ -272,6 +283,10 @@ class TimedRunner:
     @property
     def can_copy_slots(self) -> bool:
         return self._inner.can_copy_slots
+
+    @property
+    def gives_every_position(self) -> bool:
+        return self._inner.gives_every_position
 
     def prefill(self, slot: int, token_ids: NDArray[np.int64], *, start: int) -> NDArray[np.float32]:
         self.calls.append(("prefill", len(token_ids)))

@@ -36,7 +36,8 @@ class EngineMachine(RuleBasedStateMachine):
         config = EngineConfig(
             max_slots=NUM_SLOTS, max_len=24, max_prefill_tokens_per_step=CHUNK, max_queue_tokens=30
         )
-        self.engine = SteppedEngine(FakeDecoder(LOGITS), config, decode_s=0.1, prefill_token_s=0.05)
+        decoder = FakeDecoder(LOGITS, gives_every_position=True)
+        self.engine = SteppedEngine(decoder, config, decode_s=0.1, prefill_token_s=0.05)
         self.submitted: list[Sequence] = []
         self.cancelled: set[Sequence] = set()
 
