@@ -3,16 +3,20 @@
 Candidates take turns within a round, so that a machine that slows down slows all of them; a ratio pairs the
 two runs of the same round. A repetition during which other programs used much of the machine stays in the
 record but does not count, unless no quiet one is left. In the first round a candidate runs at each of its
-settings; from then on at the one that was best at the scenario.
+settings, in the second at those that were close to the best at the scenario, and then at the best of these.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MAX_FOREIGN_SHARE = 0.15
+TRIAL_ROUNDS = 2
+"""Rounds in which a candidate's settings are compared."""
+CLOSE_SHARE = 0.85
+"""A setting this much slower than its candidate's best in the first round is not tried in the second."""
 HOPELESS_SHARE = 0.75
 """A setting this much slower than its candidate's best is not tried at the scenarios that follow."""
 
@@ -82,35 +86,46 @@ class Cell:
 
 
 class SettingChoice:
-    """Which settings of each candidate still run. Owns what the first round showed.
+    """Which settings of each candidate still run. Owns what the first two rounds showed.
 
     Scenarios are expected from the lightest to the heaviest: a setting that is far behind at one of them is
-    not tried at the later ones of the first round.
+    not tried at the later ones of the first round. Those close to the best run in the second round too, so
+    that a moment in which the machine was slow does not choose.
     """
 
     def __init__(self) -> None:
-        self._first_rates: dict[tuple[str, str], dict[str, float]] = {}
+        self._rates: dict[tuple[str, str], dict[str, list[float]]] = {}
 
-    def observe(self, contender: Contender, scenario: str, rate: float) -> None:
-        """Note a rate of the first round."""
-        self._first_rates.setdefault((contender.candidate, scenario), {})[contender.variant] = rate
+    def observe(self, contender: Contender, scenario: str, round_index: int, rate: float) -> None:
+        """Note a rate; later ones than those of the second round do not matter."""
+        if round_index < TRIAL_ROUNDS:
+            of_setting = self._rates.setdefault((contender.candidate, scenario), {})
+            of_setting.setdefault(contender.variant, []).append(rate)
 
     def may_run(self, contender: Contender, scenario: str, round_index: int) -> bool:
         """Return whether a contender is worth its time."""
         if contender.max_rounds is not None and round_index >= contender.max_rounds:
             return False
-        if round_index:
+        if round_index >= TRIAL_ROUNDS:
             return self._best(contender.candidate, scenario) == contender.variant
-        earlier = (rates for (name, _), rates in self._first_rates.items() if name == contender.candidate)
+        if round_index:
+            tried = self._rates[contender.candidate, scenario]
+            return contender.variant in tried and _is_near_best(tried, contender, CLOSE_SHARE)
+        earlier = (rates for (name, _), rates in self._rates.items() if name == contender.candidate)
         return all(
-            rates[contender.variant] >= HOPELESS_SHARE * max(rates.values())
-            for rates in earlier
-            if contender.variant in rates
+            _is_near_best(rates, contender, HOPELESS_SHARE) for rates in earlier if contender.variant in rates
         )
 
     def _best(self, candidate: str, scenario: str) -> str:
-        rates = self._first_rates[candidate, scenario]
-        return max(rates, key=lambda variant: rates[variant])
+        rates = self._rates[candidate, scenario]
+        most = max(map(len, rates.values()))
+        again = [variant for variant in rates if len(rates[variant]) == most]
+        return max(again, key=lambda variant: statistics.fmean(rates[variant]))
+
+
+def _is_near_best(rates: Mapping[str, Sequence[float]], contender: Contender, share: float) -> bool:
+    """Whether a setting's first rate is at least this share of the best one's."""
+    return rates[contender.variant][0] >= share * max(first for first, *_ in rates.values())
 
 
 def interleave(
@@ -138,8 +153,7 @@ def interleave(
                 continue
             for contender in [c for c in order if choice.may_run(c, scenario, round_index)]:
                 outcome, foreign = measure_foreign(lambda c=contender, s=scenario: c.run(s))  # type: ignore[misc]  # binds now
-                if round_index == 0:
-                    choice.observe(contender, scenario, outcome.rate)
+                choice.observe(contender, scenario, round_index, outcome.rate)
                 yield Repetition(
                     contender.candidate, contender.variant, scenario, round_index, foreign, outcome
                 )
