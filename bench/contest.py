@@ -89,11 +89,17 @@ class RoundClock:
 
 
 def hold(
-    entries: Sequence[Entry], scenarios: Sequence[str], *, num_rounds: int, max_s: float = float("inf")
+    entries: Sequence[Entry],
+    scenarios: Sequence[str],
+    *,
+    num_rounds: int,
+    max_s: float = float("inf"),
+    carries_over: bool = True,
 ) -> list[Repetition]:
     """Run the rounds, at least one, and return every repetition. All stay loaded; one runs at a time.
 
-    No further round begins that would probably end later than `max_s` after the call.
+    No further round begins that would probably end later than `max_s` after the call. `carries_over`: see
+    `SettingChoice`.
     """
     few_rounds = {e.candidate: e.max_rounds for e in entries if e.max_rounds is not None}
     clock = RoundClock(max_s, max_rounds=few_rounds)
@@ -118,6 +124,7 @@ def hold(
             num_rounds=num_rounds,
             measure_foreign=_measured,
             may_go_on=clock.has_time,
+            carries_over=carries_over,
         ):
             clock.note(repetition)
             repetitions.append(repetition)

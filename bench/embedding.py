@@ -112,7 +112,11 @@ def contest(settings: EmbeddingSettings, *, command: str) -> Benchmark:
     with tempfile.TemporaryDirectory(prefix="aimass-bench-") as folder:
         contenders, absences = lineup(makers(settings, sets, folder))
         repetitions = hold(
-            contenders, settings.scenarios, num_rounds=settings.num_rounds, max_s=settings.max_s
+            contenders,
+            settings.scenarios,
+            num_rounds=settings.num_rounds,
+            max_s=settings.max_s,
+            carries_over=False,  # small batches are slow for short texts, and the best for a mix
         )
         benchmark = Benchmark(
             name="embedding",

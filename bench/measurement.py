@@ -88,12 +88,14 @@ class Cell:
 class SettingChoice:
     """Which settings of each candidate still run. Owns what the first two rounds showed.
 
-    Scenarios are expected from the lightest to the heaviest: a setting that is far behind at one of them is
-    not tried at the later ones of the first round. Those close to the best run in the second round too, so
-    that a moment in which the machine was slow does not choose.
+    With `carries_over`, scenarios are alike but for their weight and come from the lightest to the heaviest:
+    a setting that is far behind at one of them is not tried at the later ones of the first round. Those
+    close to the best run in the second round too, so that a moment in which the machine was slow does not
+    choose.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, carries_over: bool = True) -> None:
+        self._carries_over = carries_over
         self._rates: dict[tuple[str, str], dict[str, list[float]]] = {}
 
     def observe(self, contender: Contender, scenario: str, round_index: int, rate: float) -> None:
@@ -111,6 +113,8 @@ class SettingChoice:
         if round_index:
             tried = self._rates[contender.candidate, scenario]
             return contender.variant in tried and _is_near_best(tried, contender, CLOSE_SHARE)
+        if not self._carries_over:
+            return True
         earlier = (rates for (name, _), rates in self._rates.items() if name == contender.candidate)
         return all(
             _is_near_best(rates, contender, HOPELESS_SHARE) for rates in earlier if contender.variant in rates
@@ -135,16 +139,18 @@ def interleave(
     num_rounds: int,
     measure_foreign: Callable[[Callable[[], Outcome]], tuple[Outcome, float]],
     may_go_on: Callable[[str], bool] = lambda _: True,
+    carries_over: bool = True,
 ) -> Iterator[Repetition]:
     """Warm every contender up, then yield repetitions: round by round, scenario by scenario, in turn.
 
     The order of the contenders turns by one each round: nobody always runs after the same neighbour.
     `may_go_on` is asked before each scenario of the rounds after the first; those it refuses are left out.
+    `carries_over`: see `SettingChoice`.
     """
     for contender in contenders:
         for scenario in scenarios if contender.warm_up is None else contender.warm_up:
             contender.run(scenario)
-    choice = SettingChoice()
+    choice = SettingChoice(carries_over=carries_over)
     for round_index in range(num_rounds):
         shift = round_index % len(contenders)
         order = [*contenders[shift:], *contenders[:shift]]

@@ -131,6 +131,11 @@ def test_a_setting_far_behind_is_not_tried_at_heavier_scenarios() -> None:
     assert (0, "y", "1") not in ran
 
 
+def test_every_setting_is_tried_at_every_scenario_where_these_are_not_alike() -> None:
+    ran = rounds_of_settings({"8": {"x": 5, "y": 99}, "32": {"x": 10, "y": 10}}, carries_over=False)
+    assert [r for r in ran if r[0] == 1] == [(1, "x", "32"), (1, "y", "8")]
+
+
 def test_a_scenario_without_time_for_another_round_is_left_out_and_the_others_go_on() -> None:
     ran = rounds_of_settings({"1": {"x": 1, "y": 1}}, may_go_on=lambda scenario: scenario == "y")
     assert ran == [(0, "x", "1"), (0, "y", "1"), (1, "y", "1")]
