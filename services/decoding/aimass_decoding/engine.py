@@ -30,7 +30,7 @@ from aimass_decoding.engine_thread import EngineThread, call_soon
 from aimass_decoding.golden import replay_golden
 from aimass_decoding.outlet import Event, Interest, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
-from aimass_decoding.runner import DecoderGeometry, DecoderRunner, chunk_difference
+from aimass_decoding.runner import PROBE_TOKENS, DecoderGeometry, DecoderRunner, chunk_difference
 from aimass_decoding.sampler import SamplingState
 from aimass_decoding.scheduler import Scheduler
 from aimass_decoding.sequence import Sequence, Stage
@@ -248,7 +248,7 @@ class DecodingEngine:
     def _max_draft_tokens(self, config: EngineConfig) -> int:
         """Return how much may be guessed: nothing where guesses, confirmed or not, could change a token."""
         can_draft = config.max_draft_tokens > 0 and self._runner.gives_every_position
-        if not can_draft or self._needs_memory:
+        if not can_draft or self._needs_memory or self._max_len < PROBE_TOKENS:
             return 0
         difference = chunk_difference(self._runner, vocab_size=self._vocab_size)
         return config.max_draft_tokens if difference <= MAX_CHUNK_DIFFERENCE else 0

@@ -18,6 +18,8 @@ from aimass_decoding.host_memory import host_view
 
 LAST_IDX = "last_idx"
 """Input [rows, n]: after which tokens of a chunk the logits are asked for."""
+PROBE_TOKENS = 8
+"""Length of the text by which runs of several tokens are compared with single steps."""
 DECODER_ROLE = "decoder"
 """Of its graph, in a bundle."""
 _NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
@@ -119,9 +121,9 @@ def chunk_difference(runner: Runner, *, vocab_size: int) -> float:
     """Return how far the logits behind the tokens of a chunk lie from those of single steps, at most.
 
     Float kernels round a little otherwise; in integer graphs each layer rounds that up to another level.
-    Writes into slot 0.
+    Writes into slot 0, which must hold `PROBE_TOKENS`.
     """
-    token_ids, start = np.arange(8) % vocab_size, 4
+    token_ids, start = np.arange(PROBE_TOKENS) % vocab_size, PROBE_TOKENS // 2
     runner.prefill(0, token_ids[:start], start=0)
     steps = [runner.decode(token_ids[n : n + 1], np.array([n])).copy() for n in range(start, len(token_ids))]
     chunk = runner.prefill_all(0, token_ids[start:], start=start)

@@ -234,6 +234,14 @@ class LengthAwareDecoder(FakeDecoder):
         return {"logits": logits + np.float32(0.01 * (feeds["input_ids"].shape[1] > 1))}
 
 
+async def test_an_engine_for_very_short_texts_opens_and_guesses_nothing() -> None:
+    decoder = FakeDecoder(periodic_logits(1), gives_every_position=True)
+    with fake_engine(decoder, EngineConfig(max_len=6)) as engine:
+        tokens = [t async for delta in engine.generate(request()) for t in delta.token_ids]
+        assert engine.stats().num_drafted_tokens == 0
+    assert len(tokens) == 3
+
+
 @pytest.mark.parametrize(("decoder_class", "has_drafts"), [(FakeDecoder, True), (LengthAwareDecoder, False)])
 async def test_only_graphs_whose_chunks_are_like_steps_are_drafted_for(
     decoder_class: type[FakeDecoder], has_drafts: bool
