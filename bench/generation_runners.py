@@ -24,7 +24,6 @@ GENERATE = "/aimass.generation.v1.GenerationService/Generate"
 CALL_DEADLINE_S = 600.0
 NO_KEPT_PREFIXES = {"AIMASS_GENERATION_MAX_KEPT_PREFIXES": "0"}
 NO_DRAFTS = {"AIMASS_GENERATION_MAX_DRAFT_TOKENS": "0"}
-NO_SETTINGS: Mapping[str, str] = {}
 OUTSIDE_GRAPH = "outside_graph"
 """Name of the share of a run's time that the engine spends beside runs of the graph."""
 Timed = tuple[list[int], list[float]]
@@ -44,11 +43,11 @@ class Served:
         store: str,
         model: str,
         workload: Mapping[str, Any],
-        settings: Mapping[str, str] = NO_SETTINGS,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._model, self._workload = model, Workload(**workload)
-        settings = {**NO_KEPT_PREFIXES, **settings}
-        self._service = ServiceProcess("generation", store=store, model=model, settings=settings)
+        every = {**NO_KEPT_PREFIXES, **(settings or {})}
+        self._service = ServiceProcess("generation", store=store, model=model, settings=every)
         self._loop = asyncio.Runner()
         self._channel = self._loop.run(_connect(self._service.address))
         self._generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(GENERATE)

@@ -69,7 +69,7 @@ class DecodingEngine:
             num_slots=num_slots,
             max_len=self._max_len,
             can_copy_slots=self._runner.can_copy_slots,
-            max_draft_tokens=self._max_draft_tokens(config),
+            max_draft_tokens=self._max_draft_tokens(session, config),
         )
         self._session = session
         self._mask_threads = ThreadPoolExecutor(config.num_mask_threads, thread_name_prefix="masks")
@@ -245,13 +245,18 @@ class DecodingEngine:
             release_ms=counters.release_ms.summary(),
         )
 
-    def _max_draft_tokens(self, config: EngineConfig) -> int:
-        """Return how much may be guessed: nothing where guesses, confirmed or not, could change a token."""
+    def _max_draft_tokens(self, session: Session, config: EngineConfig) -> int:
+        """Return how much may be guessed: nothing where guesses, confirmed or not, could change a token.
+
+        Every variant of the graph is asked, so that these first runs teach nothing about threads.
+        """
         can_draft = config.max_draft_tokens > 0 and self._runner.gives_every_position
         if not can_draft or self._needs_memory or self._max_len < PROBE_TOKENS:
             return 0
-        difference = chunk_difference(self._runner, vocab_size=self._vocab_size)
-        return config.max_draft_tokens if difference <= MAX_CHUNK_DIFFERENCE else 0
+        differences = [
+            chunk_difference(self._runner, vocab_size=self._vocab_size) for _ in each_variant(session)
+        ]
+        return config.max_draft_tokens if all(d <= MAX_CHUNK_DIFFERENCE for d in differences) else 0
 
     def _refuse_unfit(self, request: SequenceRequest) -> None:
         """Refuse what no engine state could make possible, without a turn of the engine thread."""
