@@ -1,0 +1,44 @@
+// Memory on whole cache lines, as the kernels read and write it.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+namespace aimass {
+
+constexpr size_t kCacheLine = 64;
+
+constexpr size_t round_up(size_t count, size_t step) { return (count + step - 1) / step * step; }
+constexpr size_t divide_up(size_t count, size_t step) { return (count + step - 1) / step; }
+
+// An array of plain elements. It grows, and what it held is then lost.
+template <typename Element>
+class AlignedArray {
+  static_assert(std::is_trivial_v<Element>);
+
+ public:
+  AlignedArray() = default;
+  explicit AlignedArray(size_t size) { ensure(size); }
+
+  void ensure(size_t size) {
+    if (size <= size_) return;
+    void* memory = std::aligned_alloc(kCacheLine, round_up(size * sizeof(Element), kCacheLine));
+    if (memory == nullptr) throw std::bad_alloc();
+    memory_.reset(static_cast<Element*>(memory));
+    size_ = size;
+  }
+  Element* data() { return memory_.get(); }
+  const Element* data() const { return memory_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(Element* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<Element, Free> memory_;
+  size_t size_ = 0;
+};
+
+}  // namespace aimass
