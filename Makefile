@@ -20,8 +20,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 STAMPS := $(VENV)/.stamps
-MEMBERS := clients/python services/serving services/decoding services/generation services/encoder services/speech exporters
+MEMBERS := clients/python services/kernels services/serving services/decoding services/generation services/encoder services/speech exporters
 PYPROJECTS := $(MEMBERS:%=%/pyproject.toml)
+NATIVE := services/kernels/setup.py $(wildcard services/kernels/native/*)
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPESCRIPT := clients/typescript
@@ -37,7 +38,7 @@ $(STAMPS)/venv:
 	$(PIP) install --quiet 'pip==25.3'
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/setup-$(RUNTIME): $(STAMPS)/venv $(CONSTRAINTS) requirements-dev.txt $(PYPROJECTS)
+$(STAMPS)/setup-$(RUNTIME): $(STAMPS)/venv $(CONSTRAINTS) requirements-dev.txt $(PYPROJECTS) $(NATIVE)
 	@echo "==> packages (the first time takes minutes: PyTorch is large)"
 	@other=$(if $(filter cuda,$(RUNTIME)),onnxruntime,onnxruntime-gpu); \
 	  if $(PIP) show --quiet $$other 2>/dev/null; then $(PIP) uninstall --yes $$other; rm -f $(STAMPS)/setup-*; fi

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 _CPU_INFO = Path("/proc/cpuinfo")
-_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+_INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def usable_cores(cgroup_v2: Path = _CGROUP_V2, cgroup_v1: Path = _CGROUP_V1) -> int:
@@ -37,12 +37,16 @@ def keep_blas_single_threaded() -> None:
 
 def adds_int8_exactly(cpu_info: Path = _CPU_INFO) -> bool:
     """Tell whether the processor adds products of 8-bit integers up in 32 bits (VNNI); False if unknown."""
+    return not _INT8_INSTRUCTIONS.isdisjoint(instructions(cpu_info))
+
+
+def instructions(cpu_info: Path = _CPU_INFO) -> frozenset[str]:
+    """Return the extensions of its instruction set that the processor reports; none if unknown."""
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return not _INT8_FLAGS.isdisjoint(flags)
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def _quota_v2(file: Path) -> float | None:

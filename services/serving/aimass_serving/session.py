@@ -7,6 +7,7 @@ Must not know tasks, tokens or requests. Everything above talks to the `Session`
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import aimass_kernels
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented
 
-from aimass_serving.cpu import adds_int8_exactly, usable_cores
+from aimass_serving.cpu import adds_int8_exactly, instructions, usable_cores
 from aimass_serving.errors import DeviceUnavailable
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -53,6 +56,9 @@ _SAVE_PACKED: Mapping[str, str] = {
 }
 
 
+_LOGGER = logging.getLogger(__name__)
+
+
 class Device(StrEnum):
     """Where a graph is asked to run. `AUTO` is CUDA when the runtime has it, else the CPU."""
 
@@ -79,6 +85,9 @@ class SessionConfig:
     spins_between_runs: bool = True
     """Let them spin on when a run has ended. Where graphs run in turn, each with threads of its own, the
     threads of one then take the cores from the next: False halves a voice's time on two cores."""
+    own_kernels: bool = True
+    """Let aimass's own operators take the place of the runtime's where the graph runs on a CPU that has the
+    instructions they are written for (AVX-512 with VNNI)."""
     gpu_mem_limit_bytes: int = 0
     """Upper bound of the CUDA arena; 0 leaves it to the runtime."""
 
@@ -171,7 +180,7 @@ def open_session(graph: Path, config: SessionConfig) -> Session:
     only logs that and falls back to the CPU.
     """
     providers = _providers(config)
-    session = ort.InferenceSession(str(graph), _options(config), providers=providers)
+    session = _open(graph, config, providers)
     chosen = session.get_providers()
     if config.device is Device.CUDA and chosen[0] != CUDA_PROVIDER:
         raise DeviceUnavailable(config.device.value, available=chosen)
@@ -215,9 +224,29 @@ def _write_packed(graph: Path, folder: Path) -> Path:
 
 
 def _open_packed(packed: Path, config: SessionConfig) -> Session:
-    options = _options(config)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was saved optimised
-    return OrtSession(ort.InferenceSession(str(packed), options, providers=[CPU_PROVIDER]), 0)
+    return OrtSession(_open(packed, config, [CPU_PROVIDER], is_optimised=True), 0)
+
+
+def _open(
+    graph: Path, config: SessionConfig, providers: Sequence[Any], *, is_optimised: bool = False
+) -> ort.InferenceSession:
+    """Open a graph with our own operators where they can run it, else with the runtime's."""
+    library = own_kernels() if config.own_kernels and resolve_device(config) is Device.CPU else None
+    if library is not None:
+        options = _options(config, is_optimised=is_optimised)
+        options.add_session_config_entry(aimass_kernels.THREADS_ENTRY, str(options.intra_op_num_threads))
+        options.register_custom_ops_library(str(library))
+        try:
+            return ort.InferenceSession(str(graph), options, providers=providers)
+        except (InvalidGraph, NotImplemented) as error:
+            _LOGGER.info("%s runs without aimass's own kernels: %s", graph.name, error)
+    return ort.InferenceSession(str(graph), _options(config, is_optimised=is_optimised), providers=providers)
+
+
+@cache
+def own_kernels() -> Path | None:
+    """Return the library of our own operators; None where it was not built or the processor cannot run it."""
+    return aimass_kernels.library() if aimass_kernels.REQUIRED_INSTRUCTIONS <= instructions() else None
 
 
 def resolve_device(config: SessionConfig) -> Device:
@@ -243,8 +272,10 @@ def _providers(config: SessionConfig) -> list[str | tuple[str, dict[str, Any]]]:
     return [(CUDA_PROVIDER, options), CPU_PROVIDER]
 
 
-def _options(config: SessionConfig) -> ort.SessionOptions:
+def _options(config: SessionConfig, *, is_optimised: bool = False) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    if is_optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = config.num_threads or usable_cores()
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = (
