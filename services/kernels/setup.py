@@ -12,6 +12,7 @@ _LIBRARY = Extension(
     sources=[
         f"native/{name}.cpp"
         for name in (
+            "aligned",
             "attention",
             "block_product",
             "block_weights",

@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kRowsTogether = 4;     // rows whose sums stay in registers
 constexpr size_t kVectorsTogether = 4;  // vectors of a head's result likewise
+constexpr size_t kPrefetchedTiles = 4;  // of 16 keys, ahead of the one that is read
 
 struct Scratch {
   AlignedArray<float> columns;  // [size, 16]: the keys of 16 positions, turned
@@ -32,6 +33,7 @@ struct Rows {
     begin = first_seen(0) / kLanes * kLanes;
     end = group.first_position + group.num_tokens;
     width = round_up(end - begin, kLanes);
+    if (width / kLanes % 2 == 0) width += kLanes;  // an even stride in cache lines leaves part of the cache unused
   }
   size_t count() const { return group.num_tokens * group.num_heads; }
   size_t token(size_t row) const { return row / group.num_heads; }
@@ -51,11 +53,12 @@ void turn_keys(const float* keys, size_t count, size_t head_size, float* columns
   for (size_t first = 0; first < head_size; first += kLanes) {
     const __mmask16 lanes = first_lanes(head_size - first);
     __m512 block[kLanes];
+#pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; ++i)
       block[i] = _mm512_maskz_loadu_ps(i < count ? lanes : 0, keys + i * head_size + first);
     transpose(block);
-    for (size_t i = 0; i < std::min(kLanes, head_size - first); ++i)
-      _mm512_store_ps(columns + (first + i) * kLanes, block[i]);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kLanes; ++i) _mm512_store_ps(columns + (first + i) * kLanes, block[i]);
   }
 }
 
@@ -81,9 +84,30 @@ void score_rows(const float* queries, size_t head_size, const float* columns, fl
   }
 }
 
+// Fetches 16 positions of a cache.
+void prefetch(const float* cache, size_t head_size) {
+  const char* first = reinterpret_cast<const char*>(cache);
+  for (size_t offset = 0; offset < kLanes * head_size * sizeof(float); offset += kCacheLine)
+    _mm_prefetch(first + offset, _MM_HINT_T0);
+}
+
+// Fetches what is read soon: keys a few tiles ahead, into the next group's where these end, and values, which are
+// read when all scores are known.
+void prefetch_ahead(const Rows& rows, size_t position) {
+  const AttentionGroup& group = rows.group;
+  const size_t ahead = position + kPrefetchedTiles * kLanes;
+  if (ahead < rows.end) {
+    prefetch(group.keys + ahead * group.head_size, group.head_size);
+  } else if (group.next_keys) {
+    prefetch(group.next_keys + (ahead - round_up(rows.end, kLanes)) * group.head_size, group.head_size);
+  }
+  prefetch(group.values + position * group.head_size, group.head_size);
+}
+
 void score(const Rows& rows, float* columns, float* scores) {
   const size_t size = rows.group.head_size;
   for (size_t position = rows.begin; position < rows.end; position += kLanes) {
+    prefetch_ahead(rows, position);
     turn_keys(rows.group.keys + position * size, rows.end - position, size, columns);
     // Rows of tokens before this position do not see it.
     size_t row = position < rows.last_seen(0) ? 0 : (position - rows.last_seen(0) + 1) * rows.group.num_heads;
@@ -163,7 +187,7 @@ void mix_rows(const Rows& rows, size_t row, const float* weights, const float* t
 void attend(const AttentionGroup& group) {
   const Rows rows(group);
   Scratch& memory = scratch();
-  memory.columns.ensure(group.head_size * kLanes);
+  memory.columns.ensure(round_up(group.head_size, kLanes) * kLanes);
   memory.scores.ensure(rows.count() * rows.width);
   memory.totals.ensure(rows.count());
   float* scores = memory.scores.data();

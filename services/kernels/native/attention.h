@@ -18,6 +18,7 @@ struct AttentionGroup {
   size_t head_size;
   size_t first_position;  // of the first token, which sees positions up to its own
   size_t window;          // how many positions a token sees, itself included; 0: all
+  const float* next_keys; // of the group that this thread attends next, which are fetched meanwhile; or null
 };
 
 

@@ -8,7 +8,7 @@ namespace aimass {
 namespace {
 
 constexpr size_t kChunkRows = 256;         // their sums, 16 KiB, stay in the nearest cache
-constexpr size_t kPrefetchedBytes = 8192;  // ahead of one row's pass over the weights: its speed is the memory's
+constexpr size_t kPrefetchedBytes = 4096;  // ahead of one row's pass over the weights: its speed is the memory's
 
 // Rounds one block of at most `block_size` values to the nearest of 127 steps; ties go to the even one.
 void quantize_block(const float* values, size_t count, size_t block_size, int8_t* rounded, float* scale,
@@ -77,12 +77,12 @@ void add_tile(const Product& product, size_t tile, size_t first_row, size_t num_
   constexpr size_t kBlockBytes = kTileColumns * kBlockSize * kBits / 8;
   for (size_t block = 0; block < weights.num_blocks; ++block) {
     const size_t place = tile * weights.num_blocks + block;
-    const uint8_t* values = weights.values.data() + place * kBlockBytes;
+    const uint8_t* values = weights.values + place * kBlockBytes;
     prefetch(values, kBlockBytes);
     const WeightBlock<kBits, kBlockSize> columns(values);
-    const __m512 scales = _mm512_load_ps(weights.scales.data() + place * kTileColumns);
+    const __m512 scales = _mm512_load_ps(weights.scales + place * kTileColumns);
     const __m512i zero_points = _mm512_cvtepu8_epi32(
-        _mm_load_si128(reinterpret_cast<const __m128i*>(weights.zero_points.data() + place * kTileColumns)));
+        _mm_load_si128(reinterpret_cast<const __m128i*>(weights.zero_points + place * kTileColumns)));
     for (size_t row = 0; row < num_rows; ++row) {
       const size_t source = (first_row + row) * weights.num_blocks + block;
       const __m512i negated = _mm512_set1_epi32(rows.negated.data()[source]);

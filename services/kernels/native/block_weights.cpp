@@ -81,21 +81,21 @@ BlockWeights::BlockWeights(const QuantizedMatrix& matrix)
       depth(matrix.depth),
       block_size(matrix.block_size),
       num_blocks(matrix.num_blocks()),
-      bits(matrix.bits),
-      values(num_tiles() * num_blocks * block_bytes()),
-      scales(num_tiles() * num_blocks * kTileColumns),
-      zero_points(num_tiles() * num_blocks * kTileColumns) {
-  // The columns behind the last one stay zero.
-  std::memset(values.data(), 0, values.size());
-  std::memset(scales.data(), 0, scales.size() * sizeof(float));
-  std::memset(zero_points.data(), 0, zero_points.size());
+      bits(matrix.bits) {
+  const size_t num_vectors = num_tiles() * num_blocks, lanes = num_vectors * kTileColumns;
+  const size_t num_bytes = num_vectors * block_bytes() + lanes * (sizeof(float) + 1);
+  memory = on_large_pages(num_bytes);
+  std::memset(memory.get(), 0, num_bytes);  // the columns behind the last one stay zero
+  values = memory.get();
+  scales = reinterpret_cast<float*>(values + num_vectors * block_bytes());
+  zero_points = reinterpret_cast<uint8_t*>(scales + lanes);
   for (size_t column = 0; column < num_columns; ++column) {
     const size_t tile = column / kTileColumns, lane = column % kTileColumns;
     for (size_t block = 0; block < num_blocks; ++block) {
       const size_t place = tile * num_blocks + block;
-      pack_column(matrix, column, block, values.data() + place * block_bytes() + lane * 4);
-      scales.data()[place * kTileColumns + lane] = matrix.scales[column * num_blocks + block];
-      zero_points.data()[place * kTileColumns + lane] = zero_point_at(matrix, column, block);
+      pack_column(matrix, column, block, values + place * block_bytes() + lane * 4);
+      scales[place * kTileColumns + lane] = matrix.scales[column * num_blocks + block];
+      zero_points[place * kTileColumns + lane] = zero_point_at(matrix, column, block);
     }
   }
 }

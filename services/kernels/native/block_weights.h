@@ -34,9 +34,10 @@ struct BlockWeights {
 
   size_t num_columns, depth, block_size, num_blocks;
   int bits;
-  AlignedArray<uint8_t> values;       // [tiles, blocks, block_bytes]
-  AlignedArray<float> scales;         // [tiles, blocks, 16]
-  AlignedArray<uint8_t> zero_points;  // [tiles, blocks, 16]
+  std::shared_ptr<uint8_t> memory;
+  uint8_t* values;       // [tiles, blocks, block_bytes]
+  float* scales;         // [tiles, blocks, 16]
+  uint8_t* zero_points;  // [tiles, blocks, 16]
 };
 
 // Packs a matrix, or finds the same one packed by another kernel that is still alive.

@@ -8,12 +8,11 @@
 #include "attention.h"
 
 namespace aimass {
-namespace {
 
 constexpr size_t kRowsTogether = 48;  // tokens x heads of one job: the keys it turns serve them all
 
 // What stands where in the inputs of one run. [batch, tokens, heads, size] within rows of `*_stride` values.
-struct Call {
+struct GroupQueryAttention::Call {
   const float *queries, *keys, *values;
   size_t query_stride, kv_stride;
   Tensor<const float> past_keys, past_values;
@@ -23,14 +22,20 @@ struct Call {
   float *present_keys, *present_values, *result;
   size_t batch, num_tokens, num_heads, num_kv_heads, head_size, total_length, past_capacity, capacity;
   float scale;
+  size_t window;
 
   size_t heads_per_group() const { return num_heads / num_kv_heads; }
   // The position of a sequence's first new token. A first prompt starts at 0, also where it is padded behind.
   size_t first_position(size_t row) const {
     return num_tokens == total_length ? 0 : static_cast<size_t>(last_indices[row]) + 1 - num_tokens;
   }
+  const float* cached_keys(size_t group) const { return present_keys + group * capacity * head_size; }
   bool is_in_place() const { return past_keys.data == present_keys && past_values.data == present_values; }
 };
+
+namespace {
+
+using Call = GroupQueryAttention::Call;
 
 // Reads query, key and value, apart or packed into one. Throws on shapes that do not fit.
 void read_new_tokens(const KernelContext& context, Call& call) {
@@ -129,7 +134,7 @@ void write_cache(const Call& call, size_t row, size_t kv_head) {
 }
 
 // Attends with the tokens [begin, end) of one sequence and the heads that share one of keys and values.
-void attend_group(const Call& call, size_t window, size_t row, size_t kv_head, size_t begin, size_t end) {
+void attend_group(const Call& call, size_t row, size_t kv_head, size_t begin, size_t end, const float* next_keys) {
   thread_local AlignedArray<float> rotated;
   const size_t heads = call.heads_per_group(), size = call.head_size, first = call.first_position(row);
   rotated.ensure((end - begin) * heads * size);
@@ -144,17 +149,18 @@ void attend_group(const Call& call, size_t window, size_t row, size_t kv_head, s
   const size_t width = call.num_heads * size;
   attend({rotated.data(), call.present_keys + cache, call.present_values + cache,
           call.result + (row * call.num_tokens + begin) * width + kv_head * heads * size, width, end - begin, heads,
-          size, first + begin, window});
+          size, first + begin, call.window, next_keys});
 }
 
 }  // namespace
 
-GroupQueryAttention::GroupQueryAttention(const KernelInfo& info, Threads)
+GroupQueryAttention::GroupQueryAttention(const KernelInfo& info, Threads threads)
     : num_heads_(info.integer("num_heads", 0)),
       num_kv_heads_(info.integer("kv_num_heads", 0)),
       window_(std::max<int64_t>(info.integer("local_window_size", -1), 0)),
       scale_(info.real("scale", 0)),
-      rotates_(info.integer("do_rotary", 0) != 0) {
+      rotates_(info.integer("do_rotary", 0) != 0),
+      threads_(threads) {
   require(num_kv_heads_ > 0 && num_heads_ % num_kv_heads_ == 0, ErrorCode::kInvalidArgument,
           "num_heads: expected a multiple of kv_num_heads, got " + std::to_string(num_heads_) + " and " +
               std::to_string(num_kv_heads_));
@@ -165,6 +171,7 @@ GroupQueryAttention::GroupQueryAttention(const KernelInfo& info, Threads)
 
 void GroupQueryAttention::compute(const KernelContext& context) const {
   Call call{};
+  call.window = window_;
   call.num_heads = num_heads_;
   call.num_kv_heads = num_kv_heads_;
   read_new_tokens(context, call);
@@ -179,22 +186,35 @@ void GroupQueryAttention::compute(const KernelContext& context) const {
   call.present_keys = context.output<float>(1, present);
   call.present_values = context.output<float>(2, present);
 
-  const size_t num_groups = call.batch * num_kv_heads_;
   const size_t tokens_together = std::max<size_t>(1, kRowsTogether / call.heads_per_group());
   if (call.num_tokens <= tokens_together) {
-    context.parallel_for(num_groups, [&](size_t group) {
-      write_cache(call, group / num_kv_heads_, group % num_kv_heads_);
-      attend_group(call, window_, group / num_kv_heads_, group % num_kv_heads_, 0, call.num_tokens);
-    });
-    return;
+    attend_steps(context, call);
+  } else {
+    attend_prompts(context, call, tokens_together);
   }
+}
+
+// A few tokens of each sequence: what takes time is to read the cache, so each worker reads it in one go.
+void GroupQueryAttention::attend_steps(const KernelContext& context, const Call& call) const {
+  const size_t num_groups = call.batch * num_kv_heads_, workers = std::min(num_groups, threads_.count);
+  context.parallel_for(workers, [&](size_t worker) {
+    const auto [begin, end] = share(num_groups, worker, workers);
+    for (size_t group = begin; group < end; ++group) {
+      const size_t row = group / num_kv_heads_, kv_head = group % num_kv_heads_;
+      write_cache(call, row, kv_head);
+      attend_group(call, row, kv_head, 0, call.num_tokens, group + 1 < end ? call.cached_keys(group + 1) : nullptr);
+    }
+  });
+}
+
+void GroupQueryAttention::attend_prompts(const KernelContext& context, const Call& call, size_t tokens_together) const {
+  const size_t num_groups = call.batch * num_kv_heads_, pieces = divide_up(call.num_tokens, tokens_together);
   context.parallel_for(num_groups,
                        [&](size_t group) { write_cache(call, group / num_kv_heads_, group % num_kv_heads_); });
-  const size_t pieces = divide_up(call.num_tokens, tokens_together);
   context.parallel_for(num_groups * pieces, [&](size_t job) {
     const size_t group = job / pieces, begin = (pieces - 1 - job % pieces) * tokens_together;  // the longest first
-    attend_group(call, window_, group / num_kv_heads_, group % num_kv_heads_, begin,
-                 std::min(begin + tokens_together, call.num_tokens));
+    attend_group(call, group / num_kv_heads_, group % num_kv_heads_, begin,
+                 std::min(begin + tokens_together, call.num_tokens), nullptr);
   });
 }
 

@@ -29,11 +29,17 @@ class GroupQueryAttention {
   GroupQueryAttention(const KernelInfo& info, Threads threads);
   void compute(const KernelContext& context) const;
 
+  struct Call;
+
  private:
+  void attend_steps(const KernelContext& context, const Call& call) const;
+  void attend_prompts(const KernelContext& context, const Call& call, size_t tokens_together) const;
+
   size_t num_heads_, num_kv_heads_;
   size_t window_;  // 0: none
   float scale_;    // 0: one over the root of the size
   bool rotates_;
+  Threads threads_;
 };
 
 }  // namespace aimass

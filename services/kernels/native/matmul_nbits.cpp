@@ -35,11 +35,6 @@ QuantizedRows& scratch() {
   return rows;
 }
 
-// The part of `count` things that the worker with this index does.
-std::pair<size_t, size_t> share(size_t count, size_t index, size_t num_workers) {
-  return {count * index / num_workers, count * (index + 1) / num_workers};
-}
-
 }  // namespace
 
 MatMulNBits::MatMulNBits(const KernelInfo& info, Threads threads)

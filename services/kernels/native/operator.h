@@ -18,6 +18,11 @@ struct Threads {
   size_t count;
 };
 
+// The part [first, last) of `count` things that one of several workers does.
+inline std::pair<size_t, size_t> share(size_t count, size_t worker, size_t num_workers) {
+  return {count * worker / num_workers, count * (worker + 1) / num_workers};
+}
+
 // `Kernel` gives: kName, kInputs and kOutputs (arrays of Port), a constructor (const KernelInfo&, Threads), and
 // `void compute(const KernelContext&) const`. One object a session: it holds what the session's kernels share.
 template <typename Kernel>

@@ -26,17 +26,21 @@ inline __m512 exponential(__m512 x) {
 // Turns 16 vectors into their columns: afterwards lane j of vector i is what lane i of vector j was.
 inline void transpose(__m512 (&rows)[16]) {
   __m512 pairs[16];
+#pragma GCC unroll 16
   for (size_t i = 0; i < 16; i += 2) {
     pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
   }
+#pragma GCC unroll 16
   for (size_t i = 0; i < 16; i += 4) {
+#pragma GCC unroll 16
     for (size_t j = 0; j < 2; ++j) {
       const __m512d low = _mm512_castps_pd(pairs[i + j]), high = _mm512_castps_pd(pairs[i + j + 2]);
       rows[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
       rows[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
   }
+#pragma GCC unroll 16
   for (size_t i = 0; i < 4; ++i) {
     const __m512 a = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x88);
     const __m512 b = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xDD);
@@ -47,6 +51,7 @@ inline void transpose(__m512 (&rows)[16]) {
     pairs[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
     pairs[i + 12] = _mm512_shuffle_f32x4(b, d, 0xDD);
   }
+#pragma GCC unroll 16
   for (size_t i = 0; i < 16; ++i) rows[i] = pairs[i];
 }
 
