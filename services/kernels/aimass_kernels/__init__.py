@@ -1,7 +1,7 @@
 """Where the library of our own operators is, which ONNX Runtime loads, and what it needs of a processor.
 
-The operators are written in C++, in `native/`. Must not know ONNX Runtime's Python interface: sessions are opened
-in `aimass_serving.session`.
+The operators are written in C++, in `native/`. Must not know ONNX Runtime's Python interface: sessions are
+opened in `aimass_serving.session`.
 """
 
 from importlib.machinery import EXTENSION_SUFFIXES

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import aimass_kernels
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, RuntimeException
 
 from aimass_serving.cpu import adds_int8_exactly, instructions, usable_cores
 from aimass_serving.errors import DeviceUnavailable
@@ -236,9 +236,10 @@ def _open(
         options = _options(config, is_optimised=is_optimised)
         options.add_session_config_entry(aimass_kernels.THREADS_ENTRY, str(options.intra_op_num_threads))
         options.register_custom_ops_library(str(library))
+        options.log_severity_level = 4  # what does not open is told below
         try:
             return ort.InferenceSession(str(graph), options, providers=providers)
-        except (InvalidGraph, NotImplemented) as error:
+        except (InvalidGraph, RuntimeException) as error:
             _LOGGER.info("%s runs without aimass's own kernels: %s", graph.name, error)
     return ort.InferenceSession(str(graph), _options(config, is_optimised=is_optimised), providers=providers)
 
@@ -246,7 +247,7 @@ def _open(
 @cache
 def own_kernels() -> Path | None:
     """Return the library of our own operators; None where it was not built or the processor cannot run it."""
-    return aimass_kernels.library() if aimass_kernels.REQUIRED_INSTRUCTIONS <= instructions() else None
+    return aimass_kernels.library() if instructions() >= aimass_kernels.REQUIRED_INSTRUCTIONS else None
 
 
 def resolve_device(config: SessionConfig) -> Device:
