@@ -9,6 +9,8 @@ from pathlib import Path
 
 REQUIRED_INSTRUCTIONS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "fma"})
 """Flags that /proc/cpuinfo must list where the library is to be loaded."""
+OPERATORS = ("MatMulNBits", "GroupQueryAttention")
+"""Operators of the domain com.microsoft whose place the library's take."""
 THREADS_ENTRY = "aimass.num_threads"
 """The config entry of a session that tells the operators its number of threads."""
 

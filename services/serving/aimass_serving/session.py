@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import aimass_kernels
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, RuntimeException
 
 from aimass_serving.cpu import adds_int8_exactly, instructions, usable_cores
 from aimass_serving.errors import DeviceUnavailable
@@ -231,17 +232,30 @@ def _open(
     graph: Path, config: SessionConfig, providers: Sequence[Any], *, is_optimised: bool = False
 ) -> ort.InferenceSession:
     """Open a graph with our own operators where they can run it, else with the runtime's."""
-    library = own_kernels() if config.own_kernels and resolve_device(config) is Device.CPU else None
-    if library is not None:
+    library = own_kernels()
+    if library and config.own_kernels and resolve_device(config) is Device.CPU and _has_own_operators(graph):
         options = _options(config, is_optimised=is_optimised)
         options.add_session_config_entry(aimass_kernels.THREADS_ENTRY, str(options.intra_op_num_threads))
         options.register_custom_ops_library(str(library))
         options.log_severity_level = 4  # what does not open is told below
         try:
             return ort.InferenceSession(str(graph), options, providers=providers)
-        except (InvalidGraph, RuntimeException) as error:
+        except (Fail, InvalidGraph, RuntimeException) as error:
             _LOGGER.info("%s runs without aimass's own kernels: %s", graph.name, error)
     return ort.InferenceSession(str(graph), _options(config, is_optimised=is_optimised), providers=providers)
+
+
+def _has_own_operators(graph: Path) -> bool:
+    """Tell whether a graph names an operator that we have a kernel for; False if it cannot be read.
+
+    With the library registered, ONNX Runtime 1.31 opens no graph that gets its first operator of that domain
+    from the runtime's own optimisation.
+    """
+    try:
+        with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return any(content.find(name.encode()) >= 0 for name in aimass_kernels.OPERATORS)
+    except (OSError, ValueError):
+        return False
 
 
 @cache

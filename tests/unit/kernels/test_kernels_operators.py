@@ -1,5 +1,5 @@
 """Our own operators against NumPy and against ONNX Runtime's, on random values, through sessions as services
-open them. Where the processor or the installation has none, the tests of their results are skipped and say so.
+open them. Where the processor or the installation has none, the tests of results are skipped and say so.
 """
 
 from __future__ import annotations
@@ -80,9 +80,10 @@ class Weights:
         rounded = np.rint(np.divide(parts, steps, out=np.zeros_like(parts), where=steps > 0))
         levels = self.levels.astype(np.float64) - self.zero_points[..., None]
         whole = np.einsum("rbs,cbs->rcb", rounded, levels)
-        return np.einsum(
+        sums: NDArray[np.float64] = np.einsum(
             "rcb,rb,cb->rc", whole, steps[..., 0].astype(np.float64), self.scales.astype(np.float64)
         )
+        return sums
 
     def open(self, folder: Path, rows: NDArray[np.float32], **options: Any) -> Session:
         return open_node(
