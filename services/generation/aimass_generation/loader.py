@@ -27,7 +27,7 @@ from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
-from aimass_serving.session import Session, TensorInfo, open_session
+from aimass_serving.session import Session, SessionConfig, TensorInfo, open_session
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -53,18 +53,19 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     session = open_adaptive_session(
         bundle.graph(DECODER_ROLE), context.session_config, precision=bundle.manifest.precision
     )
-    return engine_on(session, bundle, context, draft=_draft_session(bundle, context))
+    may_draft = context.config(EngineConfig).max_draft_tokens > 0
+    draft = open_draft_session(bundle, context.session_config) if may_draft else None
+    return engine_on(session, bundle, context, draft=draft)
 
 
-def _draft_session(bundle: Bundle, context: LoadContext) -> Session | None:
-    """Open the graph that guesses for the other; None where there is none or nothing is to be guessed.
+def open_draft_session(bundle: Bundle, config: SessionConfig) -> Session | None:
+    """Open the graph that guesses for the decoder; None where the bundle has none.
 
     The two run in turn: threads of this one that spin on would take the cores from the other.
     """
-    has_draft = any(graph.role == DRAFT_ROLE for graph in bundle.manifest.graphs)
-    if not has_draft or context.config(EngineConfig).max_draft_tokens == 0:
+    if not any(graph.role == DRAFT_ROLE for graph in bundle.manifest.graphs):
         return None
-    config = replace(context.session_config, spins_between_runs=False)
+    config = replace(config, spins_between_runs=False)
     return open_adaptive_session(bundle.graph(DRAFT_ROLE), config, precision=PRECISION_INT8)
 
 
