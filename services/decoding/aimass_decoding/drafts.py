@@ -9,12 +9,12 @@ nothing when it is wrong but its time, and never changes a token.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import statistics
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aimass_decoding.forecast import Smoothed
 from aimass_decoding.sampler import SamplingState
 
 _SMOOTHING = 0.1
@@ -23,8 +23,8 @@ _MOST_TRUST = 0.95
 _ASSUMED_SHARE, _LEAST_SHARE = 0.25, 0.02
 _GUESS_SMOOTHING, _FIRST_GUESS_TRUST, _MOST_GUESS_TRUST = 0.05, 0.9, 0.99
 _RECOVERY = 0.005
-_STEP_SMOOTHING = 0.3
-_MAX_DRAFTS_BETWEEN_STEPS = 16
+_FEW, _SOME = 3, 7
+_MAX_DRAFTS_BETWEEN_STEPS, _MAX_STEPS_BETWEEN_DRAFTS = 16, 64
 
 
 class Drafter:
@@ -127,14 +127,37 @@ def best_count(trust: float, *, most: int, cost: float) -> int:
     return max(range(most + 1), key=lambda count: gain(trust, count, cost=cost))
 
 
-@dataclass(slots=True)
-class DraftCosts:
-    """What a drafted token costs, as measured, beside a step for one token."""
+class _Recent:
+    """The median of the last few measurements, which one run that was disturbed does not move."""
 
-    _step_s: Smoothed = field(default_factory=lambda: Smoothed(smoothing=_STEP_SMOOTHING))
-    _token_s: Smoothed = field(default_factory=Smoothed)
-    _guess_s: Smoothed = field(default_factory=Smoothed)
-    _num_drafts_since_step: int = 0
+    def __init__(self, most: int) -> None:
+        self._values: deque[float] = deque(maxlen=most)
+
+    @property
+    def value(self) -> float:
+        """The median; 0 before the first."""
+        return statistics.median(self._values) if self._values else 0.0
+
+    def observe(self, value: float) -> None:
+        """Take one more into account."""
+        self._values.append(value)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._values.clear()
+
+
+class DraftCosts:
+    """What a drafted token costs, as measured, beside a step for one token.
+
+    A cost that keeps anything from being drafted is forgotten after some steps, lest it never be measured
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._step_s = _Recent(_FEW)
+        self._token_s, self._guess_s = _Recent(_SOME), _Recent(_SOME)
+        self._num_drafts_since_step = self._num_steps_since_draft = 0
 
     @property
     def share(self) -> float:
@@ -155,6 +178,10 @@ class DraftCosts:
         """Record a step of one sequence without a draft."""
         self._step_s.observe(seconds)
         self._num_drafts_since_step = 0
+        self._num_steps_since_draft += 1
+        if self._num_steps_since_draft % _MAX_STEPS_BETWEEN_DRAFTS == 0:
+            self._token_s.forget()
+            self._guess_s.forget()
 
     def observe_guess(self, seconds: float) -> None:
         """Record a run of the draft graph for one token."""
@@ -163,11 +190,12 @@ class DraftCosts:
     def observe_draft(self, num_tokens: int, seconds: float) -> None:
         """Record a step of one sequence with so many drafted tokens."""
         self._num_drafts_since_step += 1
+        self._num_steps_since_draft = 0
         step_s = self._step_s.value
         if step_s:
             self._token_s.observe(max(_LEAST_SHARE * step_s, (seconds - step_s) / num_tokens))
 
-    def _share_of(self, measured: Smoothed) -> float:
+    def _share_of(self, measured: _Recent) -> float:
         if not (self._step_s.value and measured.value):
             return _ASSUMED_SHARE
         return measured.value / self._step_s.value

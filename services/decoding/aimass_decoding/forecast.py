@@ -15,12 +15,10 @@ class Smoothed:
     """A smoothed measurement; 0 before the first."""
 
     value: float = 0.0
-    smoothing: float = _SMOOTHING
-    """Part of the value that the latest measurement is."""
 
     def observe(self, value: float) -> None:
         """Take one more into account."""
-        weight = self.smoothing if self.value else 1.0
+        weight = _SMOOTHING if self.value else 1.0
         self.value += weight * (value - self.value)
 
 

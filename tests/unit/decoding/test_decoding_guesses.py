@@ -139,6 +139,29 @@ def test_a_guess_costs_the_draft_graphs_time_and_its_place_in_the_run_that_confi
     assert costs.is_step_known
 
 
+def test_one_disturbed_run_does_not_change_what_a_guess_costs() -> None:
+    costs = DraftCosts()
+    for _ in range(4):
+        costs.observe_step(0.020)
+        costs.observe_guess(0.006)
+        costs.observe_draft(4, 0.028)
+    before = costs.share_of_guess
+    costs.observe_step(0.200)
+    costs.observe_guess(0.200)
+    costs.observe_draft(4, 0.200)
+    assert costs.share_of_guess == pytest.approx(before)
+
+
+def test_a_cost_that_keeps_all_guesses_away_is_measured_again_in_time() -> None:
+    costs = DraftCosts()
+    costs.observe_step(0.020)
+    costs.observe_guess(0.100)
+    assert costs.share_of_guess > 5
+    for _ in range(64):
+        costs.observe_step(0.020)
+    assert costs.share_of_guess == pytest.approx(0.5), "assumed"
+
+
 # In the engine.
 
 
