@@ -1,4 +1,7 @@
-"""Drafts by an int8 graph never change a token of the fp32 graph: on the real SmolLM2, tokens and all."""
+"""Drafts by an int8 graph do not change a greedy token of the fp32 graph: on the real SmolLM2.
+
+Sampled ones they may, where a random number falls within 1e-6 of a border: see decision 032.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.engine import DecodingEngine
-from aimass_decoding.request import SamplingParams, SequenceRequest
+from aimass_decoding.request import SequenceRequest
 from aimass_decoding.runner import DecoderRunner, geometry_of
 from aimass_generation.loader import open_draft_session
 from aimass_serving.bundle import Bundle
@@ -61,24 +64,21 @@ def running(bundle: Bundle, session: Session, draft: Session | None, most: int) 
         engine.close()
 
 
-async def tokens_of(engine: DecodingEngine, prompt: list[int], how: SamplingParams) -> list[int]:
-    asked = SequenceRequest("r", np.array(prompt), NEW_TOKENS, sampling=how)
+async def tokens_of(engine: DecodingEngine, prompt: list[int]) -> list[int]:
+    asked = SequenceRequest("r", np.array(prompt), NEW_TOKENS)
     return [token_id async for delta in engine.generate(asked) for token_id in delta.token_ids]
 
 
-@pytest.mark.parametrize("how", [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9, seed=3)])
-async def test_tokens_are_those_without_drafts(
-    bundle: Bundle, session: Session, draft: Session, how: SamplingParams
-) -> None:
+async def test_tokens_are_those_without_drafts(bundle: Bundle, session: Session, draft: Session) -> None:
     tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
     prompts = [tokenizer.encode(text).ids for text in TEXTS]
     with running(bundle, session, None, 0) as engine:
-        expected = [await tokens_of(engine, prompt, how) for prompt in prompts]
+        expected = [await tokens_of(engine, prompt) for prompt in prompts]
     with running(bundle, session, draft, 8) as engine:
-        got = [await tokens_of(engine, prompt, how) for prompt in prompts]
+        got = [await tokens_of(engine, prompt) for prompt in prompts]
         stats = engine.stats()
     assert got == expected
-    assert stats.num_confirmed_tokens > (60 if how.is_greedy else 10), "guesses were really made"
+    assert stats.num_confirmed_tokens > 60, "guesses were really made"
 
 
 def test_the_cache_holds_only_what_the_fp32_graph_wrote(
