@@ -46,7 +46,7 @@ def served(precision: str) -> str:
 
 
 def without_drafts(precision: str) -> str:
-    """Return the name of our service when it guesses nothing from the texts themselves."""
+    """Return the name of our service when it guesses nothing."""
     return f"aimass {precision}, served, no drafts"
 
 
@@ -196,7 +196,8 @@ def _served(settings: GenerationSettings, work: Workload, precision: str) -> lis
 
 def _without_drafts(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
     entry = _ours(settings, work, precision, without_drafts(precision), "Served")
-    return [replace(entry, config={**entry.config, "settings": NO_DRAFTS})]
+    config = {**entry.config, "store": str(settings.model.store(precision)), "settings": NO_DRAFTS}
+    return [replace(entry, config=config)]
 
 
 def _in_process(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
@@ -204,9 +205,10 @@ def _in_process(settings: GenerationSettings, work: Workload, precision: str) ->
 
 
 def _ours(settings: GenerationSettings, work: Workload, precision: str, name: str, runner: str) -> Entry:
+    model = settings.model
     config = {
-        "store": str(settings.model.store(precision)),
-        "model": settings.model.served_name(precision),
+        "store": str(model.drafted_store() if precision == "fp32" else model.store(precision)),
+        "model": model.served_name(precision),
         "workload": asdict(work),
     }
     return Entry(name, "its own threads", f"bench.generation_runners:{runner}", config, max(settings.threads))
@@ -321,10 +323,13 @@ def _outside_graph(benchmark: Benchmark) -> Iterable[str]:
 
 
 def _roofline_table(benchmark: Benchmark, settings: GenerationSettings, roofline: Roofline) -> Table:
-    """Return how much of the memory bandwidth decoding one stream uses; prompts are left out of it."""
+    """Return how much of the memory bandwidth decoding one stream uses; prompts are left out of it.
+
+    Without drafts, so that a step gives one token and reads one graph.
+    """
     rows: list[list[str | float]] = []
     for precision in settings.precisions:
-        name = in_process(precision)
+        name = without_drafts(precision)
         if name not in benchmark.candidates or "1" not in benchmark.scenarios:
             continue
         model = settings.model

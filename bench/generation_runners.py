@@ -104,6 +104,7 @@ class InProcess:
         from aimass_decoding.config import EngineConfig
         from aimass_decoding.engine import DecodingEngine
         from aimass_decoding.runner import DECODER_ROLE, geometry_of
+        from aimass_generation.loader import open_draft_session
         from aimass_serving.adaptive_session import open_adaptive_session
         from aimass_serving.compute import ComputePermit
         from aimass_serving.session import SessionConfig
@@ -118,7 +119,14 @@ class InProcess:
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)
         config = EngineConfig(max_kept_prefixes=0)
-        self._engine = DecodingEngine(session, geometry, config, model=model, permit=ComputePermit())
+        self._engine = DecodingEngine(
+            session,
+            geometry,
+            config,
+            model=model,
+            permit=ComputePermit(),
+            draft_session=open_draft_session(bundle, SessionConfig()),
+        )
         self._engine.start()
 
     def run(self, scenario: str) -> Outcome:

@@ -32,6 +32,12 @@ class BenchModel:
 
         return cached_export(self.find(), name=self.served_name(precision), precision=precision)
 
+    def drafted_store(self) -> Path:
+        """Return a store that holds the model in fp32 with an int8 graph that drafts for it."""
+        from aimass_exporters.testing import cached_drafted_export
+
+        return cached_drafted_export(self.find(), name=self.name)
+
     def served_name(self, precision: str) -> str:
         """Return the name the model has in its store."""
         return self.name if precision == "fp32" else f"{self.name}-{precision}"

@@ -24,6 +24,8 @@ def run(options: argparse.Namespace, *, command: str) -> None:
     for model in (*LANGUAGE_MODELS.values(), MINILM):
         for precision in PRECISIONS:
             _timed(f"{model.name} {precision}", partial(model.store, precision))
+    for model in LANGUAGE_MODELS.values():
+        _timed(f"{model.name} fp32 with a draft graph", model.drafted_store)
     _timed(f"{SMOLLM2.name} {INT4}", partial(SMOLLM2.store, INT4))
     for model in LANGUAGE_MODELS.values():
         for convert in (peers.causal_lm_folder, peers.ctranslate2_folder, peers.optimum_folder):

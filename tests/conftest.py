@@ -53,6 +53,14 @@ def smollm2_store() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_drafted_store() -> Path:
+    """A store with the real `smollm2-135m-instruct`, fp32, and an int8 graph that drafts for it."""
+    from aimass_exporters.testing import cached_drafted_export
+
+    return cached_drafted_export("smollm2-135m-instruct", name="smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
 def gpt2_folder() -> Path:
     """A Hugging Face folder of GPT-2 at its full size, 124M random parameters."""
     from aimass_exporters.testing import cached_checkpoint, gpt2_config

@@ -76,13 +76,19 @@ def export(
             help="A LoRA adapter that requests choose by name, beside the model itself; may be repeated.",
         ),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: add a graph that guesses tokens for an fp32 decoder, whose texts stay its own."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model into a verified bundle. Outside its tolerance it fails, and writes nothing."""
     start = time.monotonic()
     with _one_line_errors():
         bundle = _run_export(
-            source, task, precision, store, name, eval_text, adapter, _named_folders(adapters)
+            source, task, precision, store, name, eval_text, adapter, _named_folders(adapters), draft
         )
         _report(bundle, seconds=time.monotonic() - start, as_json=as_json)
 
@@ -107,6 +113,7 @@ def _run_export(
     eval_text: Path | None,
     adapter: Path | None,
     adapters: list[tuple[str, Path]],
+    draft: str | None,
 ) -> Path:
     from rich.console import Console
 
@@ -119,16 +126,26 @@ def _run_export(
         )  # what cannot be found is said before PyTorch takes its seconds to start
         progress.stage("start PyTorch")
         export_model = _load_exporter()
-        return export_model(
-            source,
-            task=task,
-            precision=precision,
-            store=store,
-            name=name,
-            eval_text=eval_text,
-            adapter=adapter,
-            adapters=adapters,
-            progress=progress,
+
+        def export_at(precision: str, store: Path) -> Path:
+            return export_model(
+                source,
+                task=task,
+                precision=precision,
+                store=store,
+                name=name,
+                eval_text=eval_text,
+                adapter=adapter,
+                adapters=adapters,
+                progress=progress,
+            )
+
+        if draft is None:
+            return export_at(precision, store)
+        from aimass_exporters.self_draft import export_with_draft
+
+        return export_with_draft(
+            export_at, source, draft=draft, task=task, precision=precision, store=store, progress=progress
         )
 
 

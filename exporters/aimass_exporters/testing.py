@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from aimass_exporters import self_draft
 from aimass_exporters.bundles.manifest_writer import toolchain
 from aimass_exporters.exporter import export_model
 from aimass_exporters.progress import SilentProgress
@@ -193,6 +194,23 @@ def cached_export(
         export_model(str(source), task=task, precision=precision, store=folder, name=name, adapters=adapters)
 
     return _cached(target, build)
+
+
+def cached_drafted_export(source: str | Path, *, name: str, task: str | None = None) -> Path:
+    """Return a store that holds one fp32 export with an int8 draft graph, joined from two cached ones."""
+    exact = cached_export(source, name=name, task=task)
+    guessing = cached_export(source, name=f"{name}-int8", task=task, precision="int8")
+    key = _digest(exact.name, guessing.name, Path(self_draft.__file__).read_text())
+
+    def build(folder: Path) -> None:
+        self_draft.join(_only_bundle(exact), _only_bundle(guessing), folder)
+
+    return _cached(cache_folder() / "exports" / f"{name}-drafted-{key}", build)
+
+
+def _only_bundle(store: Path) -> Path:
+    (manifest,) = store.glob("*/*/manifest.json")
+    return manifest.parent
 
 
 def _cached(target: Path, build: Callable[[Path], object]) -> Path:

@@ -231,3 +231,24 @@ def test_the_export_command_tells_a_script_what_it_made(tiny_llama_folder: Path,
     )
     assert {"max_abs_diff_logits", "top1_agreement_passages"} == {m["name"] for m in told["parity"]}
     assert _bundle(tmp_path / "store").ref == "mine@1"
+
+
+def test_an_export_with_a_draft_graph_is_the_export_without_it_and_an_int8_graph(
+    tiny_llama_folder: Path, tiny_llama_store: Path, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    register(app)
+    store = tmp_path / "store"
+    arguments = ["export", str(tiny_llama_folder), "--store", str(store), "--name", "mine", "--draft", "int8"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    bundle, plain = _bundle(store), _bundle(tiny_llama_store)
+    decoder, draft = bundle.manifest.graphs
+    assert (decoder.role, draft.role) == ("decoder", "draft")
+    assert decoder == plain.manifest.graphs[0]
+    assert (list(draft.inputs), list(draft.outputs)) == (list(decoder.inputs), list(decoder.outputs))
+    assert bundle.manifest.precision == plain.manifest.precision
+    products = [node.op_type for node in onnx.load(bundle.graph("draft")).graph.node]
+    assert "MatMulNBits" in products
+    assert "MatMul" not in products
+    assert [path.name for path in store.iterdir()] == ["mine"], "nothing else is left"

@@ -37,8 +37,9 @@ class EngineConfig:
     """Prompts of ended sequences that stay in free slots, so that a later one that starts alike, by whole
     chunks, need not compute its start again. 0 turns it off. Needs a device that can copy slots: the CPU."""
     max_draft_tokens: int = 8
-    """Most tokens that are guessed from a text itself and confirmed by one run, while it runs alone. 0 turns
-    it off; so does a graph whose numbers differ by the length of a run, as those of integer graphs do."""
+    """Most tokens that are guessed, from a text itself or by the draft graph of a bundle that has one, and
+    confirmed by one run, while it runs alone. 0 turns it off; so does a graph whose numbers differ by the
+    length of a run, as those of integer graphs do."""
     num_mask_threads: int = 2
     """Threads that compute which tokens guided sequences may take, while the graph runs."""
     max_mask_wait_s: float = 2.0

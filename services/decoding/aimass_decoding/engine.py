@@ -27,7 +27,7 @@ from aimass_decoding.beam_engine import BeamEngine
 from aimass_decoding.config import EngineConfig
 from aimass_decoding.cross_attention import SourceMemory
 from aimass_decoding.engine_thread import EngineThread, call_soon
-from aimass_decoding.golden import replay_golden
+from aimass_decoding.golden import replay_draft, replay_golden
 from aimass_decoding.outlet import Event, Interest, Outlet
 from aimass_decoding.request import SequenceRequest, TokenDelta
 from aimass_decoding.runner import PROBE_TOKENS, DecoderGeometry, DecoderRunner, chunk_difference
@@ -56,7 +56,9 @@ class DecodingEngine:
         *,
         model: str,
         permit: AbstractContextManager[object],
+        draft_session: Session | None = None,
     ) -> None:
+        """Allocate the slots. `draft_session` runs a cheaper graph of the same model and signature."""
         num_slots, self._max_len = config.num_slots_of(geometry), config.max_len_of(geometry)
         self._model = model
         self._vocab_size = geometry.vocab_size
@@ -72,6 +74,8 @@ class DecodingEngine:
             max_draft_tokens=self._max_draft_tokens(session, config),
         )
         self._session = session
+        self._draft_session = draft_session if self._scheduler.max_draft_tokens else None
+        self._draft_runner = self._open_draft(geometry)
         self._mask_threads = ThreadPoolExecutor(config.num_mask_threads, thread_name_prefix="masks")
         self._stepper = Stepper(
             self._runner,
@@ -80,6 +84,7 @@ class DecodingEngine:
             permit=permit,
             publish=self._publish,
             mask_executor=self._mask_threads,
+            draft_runner=self._draft_runner,
             max_mask_wait_s=config.max_mask_wait_s,
         )
         self._numbers = count()
@@ -145,6 +150,9 @@ class DecodingEngine:
             replay_golden(
                 self._runner, golden, bundle=self._model, memory=memory, num_adapters=self._num_adapters
             )
+        if self._draft_session is not None and self._draft_runner is not None:
+            for _ in each_variant(self._draft_session):
+                replay_draft(self._draft_runner, golden, bundle=self._model)
 
     def start(self) -> None:
         """Start the engine thread."""
@@ -257,6 +265,15 @@ class DecodingEngine:
             chunk_difference(self._runner, vocab_size=self._vocab_size) for _ in each_variant(session)
         ]
         return config.max_draft_tokens if all(d <= MAX_CHUNK_DIFFERENCE for d in differences) else 0
+
+    def _open_draft(self, geometry: DecoderGeometry) -> DecoderRunner | None:
+        """Return a runner of the draft graph on the slots of the other; None where nothing is drafted."""
+        if self._draft_session is None:
+            return None
+        num_slots = self._scheduler.num_slots
+        return DecoderRunner(
+            self._draft_session, geometry, max_slots=num_slots, max_len=self._max_len, slots_of=self._runner
+        )
 
     def _refuse_unfit(self, request: SequenceRequest) -> None:
         """Refuse what no engine state could make possible, without a turn of the engine thread."""

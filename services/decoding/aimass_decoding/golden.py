@@ -56,6 +56,19 @@ def replay_golden(
         raise BadBundle(bundle, detail=f"its golden prompt does not run: {error}") from error
 
 
+def replay_draft(runner: Runner, golden: Mapping[str, NDArray[Any]], *, bundle: str) -> None:
+    """Run the golden prompt on a draft graph, which need not give the same logits: they are only guesses.
+
+    Overwrites slot 0. Raises `BadBundle` when it does not run.
+    """
+    try:
+        prompt_ids = np.asarray(golden["prompt_ids"], np.int64)
+        for place, token_id in enumerate(prompt_ids):
+            runner.prefill(_SLOT, np.array([token_id]), start=place)
+    except Exception as error:  # whatever the runtime raises on a graph that does not fit its manifest
+        raise BadBundle(bundle, detail=f"its draft graph does not run: {error}") from error
+
+
 def _expectations(
     golden: Mapping[str, NDArray[Any]], num_adapters: int, *, bundle: str
 ) -> list[tuple[NDArray[np.float32], float]]:

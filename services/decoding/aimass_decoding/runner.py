@@ -22,6 +22,8 @@ PROBE_TOKENS = 8
 """Length of the text by which runs of several tokens are compared with single steps."""
 DECODER_ROLE = "decoder"
 """Of its graph, in a bundle."""
+DRAFT_ROLE = "draft"
+"""Of a cheaper graph of the same model, in a bundle that has one: its guesses are confirmed by the other."""
 _NUMPY_OF_KV_DTYPE: dict[str, DTypeLike] = {"float": np.float32, "float16": np.float16}
 
 
@@ -135,17 +137,29 @@ class DecoderRunner:
 
     Owns the key-value buffers `[max_slots, kv_heads, max_len, head_dim]` and every array that is bound to
     the graph, so that a decode step only writes a few small arrays and runs. Past and present are the same
-    memory.
+    memory. With `slots_of`, the buffers and the adapters of the slots are that runner's: both graphs read
+    what either wrote.
     """
 
-    def __init__(self, session: Session, geometry: DecoderGeometry, *, max_slots: int, max_len: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        geometry: DecoderGeometry,
+        *,
+        max_slots: int,
+        max_len: int,
+        slots_of: DecoderRunner | None = None,
+    ) -> None:
         self._session = session
         self._geometry = geometry
         self._max_len = max_len
         self._max_slots = max_slots
-        self._kv = _allocate_kv(session, geometry, max_slots=max_slots, max_len=max_len)
         self._cross = CrossMemory(session, geometry.cross, max_slots=max_slots) if geometry.cross else None
-        self._adapters = np.zeros(max_slots, np.int64)  # of each slot
+        if slots_of is None:
+            self._kv = _allocate_kv(session, geometry, max_slots=max_slots, max_len=max_len)
+            self._adapters = np.zeros(max_slots, np.int64)  # of each slot
+        else:
+            self._kv, self._adapters = slots_of._kv, slots_of._adapters
         self._decode_io = _StepArrays.of(max_slots, 1, geometry.vocab_size)
         self._prefill_io = _StepArrays.of(1, max_len, geometry.vocab_size)
         self._decode_bindings: dict[int, Binding] = {}

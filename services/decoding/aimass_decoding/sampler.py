@@ -7,6 +7,7 @@ cache, and numpy's cost per call is small beside its work. Greedy rows take one 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -324,6 +325,13 @@ class SamplingState:
             blocked_ids=self._ending_ids if is_blocked else None,
             uniform=self._generator.random() if self._generator else 0.0,
         )
+
+    def copy(self) -> SamplingState:
+        """Return a state that chooses what this one would, and leaves it as it is."""
+        other = copy.copy(self)
+        other._seen, other._counts = copy.deepcopy(self._seen), copy.deepcopy(self._counts)
+        other._generator = copy.deepcopy(self._generator)
+        return other
 
     def accept(self, token_id: int) -> None:
         """Remember a token that was chosen."""

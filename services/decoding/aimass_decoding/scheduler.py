@@ -2,7 +2,8 @@
 
 A step is one run of the graph: either one chunk of one prompt, or one token of every decoding sequence. A
 prompt that lies in a slot already, whole, needs no run: its sequence forks off that slot. A sequence that is
-alone may have tokens guessed from its own text behind the next one: the run tells how many are right.
+alone may have tokens guessed behind the next one, from its own text or, one run of it each, by a draft graph:
+the run tells how many are right.
 
 - Order of prompts: higher priority first; within a priority the earlier deadline first, where a missing or a
   far deadline counts as `assumed_deadline_s` after arrival. So nobody is passed by later arrivals for longer
@@ -32,7 +33,7 @@ from aimass_serving.errors import DeadlineExceeded, InputTooLong, Overloaded
 from numpy.typing import NDArray
 
 from aimass_decoding.config import EngineConfig
-from aimass_decoding.drafts import DraftCosts
+from aimass_decoding.drafts import DraftCosts, best_count, gain
 from aimass_decoding.forecast import DrainRate, Forecast, Smoothed
 from aimass_decoding.prefixes import Match, Prefix, Prefixes
 from aimass_decoding.sequence import Sequence, Stage
@@ -108,6 +109,8 @@ class DraftStep:
     sequence: Sequence
     token_ids: tuple[int, ...]
     """The guesses, at least one."""
+    are_by_graph: bool = False
+    """Whether a draft graph guessed them."""
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -115,7 +118,19 @@ class DraftStep:
         return (self.sequence,)
 
 
-Step = PrefillStep | ForkStep | DecodeStep | DraftStep
+@dataclass(frozen=True, slots=True)
+class GuessStep:
+    """Let the draft graph guess one more token of the only sequence, behind those it guessed before."""
+
+    sequence: Sequence
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """The one sequence."""
+        return (self.sequence,)
+
+
+Step = PrefillStep | ForkStep | DecodeStep | DraftStep | GuessStep
 
 
 class Scheduler:
@@ -274,10 +289,9 @@ class Scheduler:
             return self._prefill_step(prompt, now_s)
         if not decoding:
             return None
-        draft = self._draft_of(decoding[0]) if self.num_active == 1 and not self._waiting else ()
-        if draft:
-            return DraftStep(decoding[0], draft)
-        return DecodeStep(tuple(decoding), self._slots.high_water)
+        is_alone = self.num_active == 1 and not self._waiting
+        draft = self._draft_step(decoding[0]) if is_alone else None
+        return draft or DecodeStep(tuple(decoding), self._slots.high_water)
 
     def commit(
         self, step: Step, *, now_s: float, seconds: float, logits: NDArray[np.float32] | None = None
@@ -294,6 +308,9 @@ class Scheduler:
             self._commit_prefill(step, now_s=now_s, seconds=seconds)
             self._share_prompt(step.sequence, logits)
             return
+        if isinstance(step, GuessStep):
+            self._draft_costs.observe_guess(seconds)
+            return
         self._prefill_tokens_since_decode = 0
         if isinstance(step, DraftStep):
             self._draft_costs.observe_draft(len(step.token_ids), seconds)
@@ -306,10 +323,20 @@ class Scheduler:
             sequence.num_cached += 1
             sequence.num_steps += 1
             sequence.last_progress_s = now_s
+            if sequence.guesses is not None and isinstance(step, DecodeStep):
+                sequence.guesses.rest()
 
     def confirm(self, step: DraftStep, num_right: int) -> None:
         """Record how many guesses of a draft were right: their keys and values are good."""
-        step.sequence.num_cached += num_right
+        sequence = step.sequence
+        sequence.num_cached += num_right
+        if sequence.guesses is None:
+            return
+        if step.are_by_graph:
+            has_missed = num_right < len(step.token_ids) and sequence.stage is not Stage.DONE
+            sequence.guesses.learn(num_right, has_missed=has_missed)
+        else:
+            sequence.guesses.drop()
 
     def compact(self) -> list[Move]:
         """Move the highest sequences into the lowest holes when the rows are mostly holes.
@@ -359,16 +386,40 @@ class Scheduler:
         is_overdue = now_s - prompt.last_progress_s > self._config.max_prefill_wait_s
         return self._debt_s < _NEGLIGIBLE_S or is_overdue or not self._slows_down(prompt, decoding)
 
-    def _draft_of(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return what is guessed of a sequence's text behind its next token; nothing where that is no use."""
+    def _draft_step(self, sequence: Sequence) -> DraftStep | GuessStep | None:
+        """Return the step of the only sequence when tokens behind its next one are worth guessing.
+
+        Those found in its text come free, and those of the draft graph are more often right: whichever gives
+        more tokens in a time.
+        """
         room = min(
             self._max_draft_tokens,
             sequence.request.max_new_tokens - sequence.num_output - 1,
             self._max_len - sequence.num_cached - 1,
         )
         if sequence.drafter is None or room < 1:
-            return ()
-        return sequence.drafter.draft(most=room, cost=self._draft_costs.share)
+            return None
+        found = sequence.drafter.draft(most=room, cost=self._draft_costs.share)
+        gain_of_found = gain(sequence.drafter.trust, len(found), cost=self._draft_costs.share)
+        by_graph = self._graph_draft_step(sequence, room, least_gain=gain_of_found)
+        return by_graph or (DraftStep(sequence, found) if found else None)
+
+    def _graph_draft_step(
+        self, sequence: Sequence, most: int, *, least_gain: float
+    ) -> DraftStep | GuessStep | None:
+        """Return the next step of guessing with the draft graph, or of confirming what it guessed so far.
+
+        Now and then a step is left as it is, to be measured: all costs are parts of its time.
+        """
+        guesses, cost = sequence.guesses, self._draft_costs.share_of_guess
+        if guesses is None or not self._draft_costs.is_step_known:
+            return None
+        count, num_guessed = best_count(guesses.trust, most=most, cost=cost), len(guesses.token_ids)
+        if num_guessed and (num_guessed >= count or guesses.is_complete):
+            return DraftStep(sequence, tuple(guesses.token_ids), are_by_graph=True)
+        if num_guessed or gain(guesses.trust, count, cost=cost) > least_gain:
+            return GuessStep(sequence)
+        return None
 
     @property
     def _max_chunk(self) -> int:

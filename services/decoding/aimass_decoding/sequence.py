@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from aimass_decoding.drafts import Drafter
+from aimass_decoding.drafts import Drafter, Guesses
 from aimass_decoding.masks import MaskFeed
 from aimass_decoding.outlet import Outlet
 from aimass_decoding.request import SequenceRequest, SequenceTimings, TokenLogprob
@@ -65,7 +65,9 @@ class Sequence:
     masks: MaskFeed | None = None
     """What its next token may be; None for anything."""
     drafter: Drafter | None = None
-    """Guesses its next tokens; None where nobody should."""
+    """Guesses its next tokens from its text; None where nobody should."""
+    guesses: Guesses | None = None
+    """What a draft graph guesses of its next tokens; None without one."""
     outlet: Outlet | None = None
     """Where its tokens go. Belongs to the caller's event loop, but for its `loop`."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -41,7 +41,7 @@ class EngineStats:
     num_output_tokens: int
     """Tokens chosen."""
     num_drafted_tokens: int
-    """Tokens guessed from a sequence's own text, and put to the graph."""
+    """Tokens guessed, from a sequence's own text or by a draft graph, and put to the graph."""
     num_confirmed_tokens: int
     """Those of them that were chosen: each saved a step."""
     graph_s: float

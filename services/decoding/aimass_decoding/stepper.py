@@ -13,13 +13,22 @@ import numpy as np
 from aimass_serving.errors import AimassError, DeadlineExceeded, ModelFailed
 from numpy.typing import NDArray
 
-from aimass_decoding.drafts import Drafter
+from aimass_decoding.drafts import Drafter, Guesses
 from aimass_decoding.masks import Mask, MaskFeed
 from aimass_decoding.outlet import Event
 from aimass_decoding.request import FinishReason, SequenceFinish, TokenDelta, TokenLogprob
 from aimass_decoding.runner import Runner
 from aimass_decoding.sampler import Chosen, choose, logprob_of
-from aimass_decoding.scheduler import DecodeStep, DraftStep, ForkStep, Move, PrefillStep, Scheduler, Step
+from aimass_decoding.scheduler import (
+    DecodeStep,
+    DraftStep,
+    ForkStep,
+    GuessStep,
+    Move,
+    PrefillStep,
+    Scheduler,
+    Step,
+)
 from aimass_decoding.sequence import Sequence, Stage
 from aimass_decoding.stats import Counters
 
@@ -31,7 +40,8 @@ Publish = Callable[[list[tuple[Sequence, Event]]], None]
 class Stepper:
     """Advances sequences one run of the graph at a time.
 
-    Owns the scheduler, the runner and the counters. Every method is for the engine thread.
+    Owns the scheduler, the runner and the counters. `draft_runner` guesses on the slots of the runner. Every
+    method is for the engine thread.
     """
 
     def __init__(
@@ -43,12 +53,14 @@ class Stepper:
         permit: AbstractContextManager[object],
         publish: Publish,
         mask_executor: Executor,
+        draft_runner: Runner | None = None,
         max_mask_wait_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.counters = Counters()
         self._runner = runner
+        self._draft_runner = draft_runner
         self._scheduler = scheduler
         self._model = model
         self._permit = permit
@@ -68,6 +80,7 @@ class Stepper:
                 sequence.masks = MaskFeed(sequence.request.new_mask, self._mask_executor)
             elif self._scheduler.max_draft_tokens:
                 sequence.drafter = Drafter(sequence.request.prompt_ids)
+                sequence.guesses = Guesses() if self._draft_runner is not None else None
         except AimassError as error:
             self.counters.num_refused += 1
             sequence.stage = Stage.DONE
@@ -106,6 +119,8 @@ class Stepper:
             self._scheduler.commit(step, now_s=self._clock(), seconds=seconds, logits=prompt_logits)
             if isinstance(step, DraftStep):
                 self._accept_draft(step, logits)
+            elif isinstance(step, GuessStep):
+                self._take_guess(step, logits)
             elif not is_unfinished:
                 choices = [s.sampling.choice(s.num_output, mask=self._mask_of(s)) for s in step.sequences]
                 self._accept_all(step, logits, choose(logits, _rows_of(step), choices))
@@ -124,6 +139,8 @@ class Stepper:
                     logits = self._decode(step)
                 case DraftStep():
                     logits = self._try_draft(step)
+                case GuessStep():
+                    logits = self._guess(step)
                 case ForkStep():
                     self._begin(step)
                     logits = step.logits[np.newaxis]
@@ -186,6 +203,31 @@ class Stepper:
         self.counters.num_drafted_tokens += len(step.token_ids)
         chunk = np.array([sequence.last_token, *step.token_ids])
         return self._runner.prefill_all(sequence.slot, chunk, start=sequence.num_cached)
+
+    def _guess(self, step: GuessStep) -> NDArray[np.float32]:
+        """Return the draft graph's logits [1, vocab] behind the last guess, or the last token.
+
+        Keys and values that it writes on the way lie behind what the slot holds: the draft that is made of
+        its guesses overwrites them, as does any other step.
+        """
+        sequence, runner = step.sequence, self._draft_runner
+        assert runner is not None, "only with a draft graph are there guesses"
+        guessed = _guesses_of(step).token_ids
+        last_token = guessed[-1] if guessed else sequence.last_token
+        return runner.prefill(
+            sequence.slot, np.array([last_token]), start=sequence.num_cached + len(guessed)
+        )[np.newaxis]
+
+    def _take_guess(self, step: GuessStep, logits: NDArray[np.float32]) -> None:
+        """Guess the token that would be chosen, by the same penalties and random number, of these logits."""
+        sequence, guesses = step.sequence, _guesses_of(step)
+        if guesses.sampling is None:
+            guesses.sampling = sequence.sampling.copy()
+        choice = guesses.sampling.choice(sequence.num_output + len(guesses.token_ids))
+        token_id = int(choose(logits, [0], [choice]).token_ids[0])
+        guesses.sampling.accept(token_id)
+        request = sequence.request
+        guesses.add(token_id, is_last=token_id in request.eos_token_ids | request.stop_token_ids)
 
     def _accept_draft(self, step: DraftStep, logits: NDArray[np.float32]) -> None:
         """Choose token after token as without a draft, for as long as each was the one that was guessed."""
@@ -336,6 +378,12 @@ _PHASES = {Stage.WAITING: "queue", Stage.PREFILLING: "prefill", Stage.DECODING: 
 def _rows_of(step: Step) -> list[int]:
     """Return the row of the step's logits that belongs to each of its sequences."""
     return [sequence.slot for sequence in step.sequences] if isinstance(step, DecodeStep) else [0]
+
+
+def _guesses_of(step: GuessStep) -> Guesses:
+    guesses = step.sequence.guesses
+    assert guesses is not None, "only sequences with guesses are guessed for"
+    return guesses
 
 
 def _logprobs(sequence: Sequence, token_id: int, logits: NDArray[np.float32]) -> tuple[TokenLogprob, ...]:

@@ -146,12 +146,18 @@ def fake_engine(
     max_positions: int = 64,
     num_adapters: int = 0,
     is_started: bool = True,
+    draft: FakeDecoder | None = None,
 ) -> Iterator[DecodingEngine]:
     """Run an engine on a fake decoder, and close it at the end."""
     fake = decoder if isinstance(decoder, FakeDecoder) else FakeDecoder(decoder)
     geometry = fake_geometry(vocab_size=vocab_size, max_positions=max_positions, num_adapters=num_adapters)
     engine = DecodingEngine(
-        fake.session(), geometry, config or EngineConfig(), model="fake", permit=ComputePermit()
+        fake.session(),
+        geometry,
+        config or EngineConfig(),
+        model="fake",
+        permit=ComputePermit(),
+        draft_session=draft.session() if draft else None,
     )
     if is_started:
         engine.start()
@@ -191,7 +197,7 @@ class SteppedEngine:
     """The engine without its thread: a test submits, aborts and steps, and moves the clock.
 
     A run of the fake decoder takes `decode_s` seconds of the fake clock, or `prefill_token_s` for each prompt
-    token.
+    token; one of the `draft`, a graph that guesses, `guess_s`.
     """
 
     def __init__(
@@ -202,6 +208,8 @@ class SteppedEngine:
         decode_s: float = 0.0,
         prefill_token_s: float = 0.0,
         geometry: DecoderGeometry | None = None,
+        draft: FakeDecoder | None = None,
+        guess_s: float = 0.0,
     ) -> None:
         geometry = geometry or fake_geometry()
         slots, max_len = config.num_slots_of(geometry), config.max_len_of(geometry)
@@ -209,6 +217,12 @@ class SteppedEngine:
         self.decoder = decoder
         inner = DecoderRunner(decoder.session(), geometry, max_slots=slots, max_len=max_len)
         self.runner = TimedRunner(inner, self.clock, decode_s=decode_s, prefill_token_s=prefill_token_s)
+        self.draft_runner: TimedRunner | None = None
+        if draft is not None:
+            guessing = DecoderRunner(
+                draft.session(), geometry, max_slots=slots, max_len=max_len, slots_of=inner
+            )
+            self.draft_runner = TimedRunner(guessing, self.clock, decode_s=guess_s, prefill_token_s=guess_s)
         self.scheduler = Scheduler(
             config,
             num_slots=slots,
@@ -222,6 +236,7 @@ class SteppedEngine:
             model="fake",
             permit=nullcontext(),
             mask_executor=InlineExecutor(),
+            draft_runner=self.draft_runner,
             publish=self._publish,
             clock=self.clock,
             wall_clock_ns=lambda: int(self.clock() * 1e9),

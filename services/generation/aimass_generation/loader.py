@@ -5,11 +5,14 @@ The only place that reads the manifest. Blocking; runs in a thread at the start 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
+import numpy as np
 from aimass.model.v1.manifest_pb2 import (
+    PRECISION_INT8,
     DecoderSpec,
     GenerationDefaults,
     Text2TextSpec,
@@ -19,12 +22,12 @@ from aimass_decoding.cross_attention import SourceEncoder, SourceMemory, cross_g
 from aimass_decoding.engine import DecodingEngine
 from aimass_decoding.golden import encoder_feeds
 from aimass_decoding.request import MAX_BEAMS, BeamParams
-from aimass_decoding.runner import DECODER_ROLE, geometry_of, gives_every_position
+from aimass_decoding.runner import DECODER_ROLE, DRAFT_ROLE, geometry_of, gives_every_position
 from aimass_serving.adaptive_session import open_adaptive_session
 from aimass_serving.bundle import Bundle
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
-from aimass_serving.session import Session, open_session
+from aimass_serving.session import Session, SessionConfig, TensorInfo, open_session
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -50,11 +53,28 @@ def load_engine(bundle: Bundle, context: LoadContext) -> GenerationEngine:
     session = open_adaptive_session(
         bundle.graph(DECODER_ROLE), context.session_config, precision=bundle.manifest.precision
     )
-    return engine_on(session, bundle, context)
+    may_draft = context.config(EngineConfig).max_draft_tokens > 0
+    draft = open_draft_session(bundle, context.session_config) if may_draft else None
+    return engine_on(session, bundle, context, draft=draft)
 
 
-def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> GenerationEngine:
+def open_draft_session(bundle: Bundle, config: SessionConfig) -> Session | None:
+    """Open the graph that guesses for the decoder; None where the bundle has none.
+
+    The two run in turn: threads of this one that spin on would take the cores from the other.
+    """
+    if not any(graph.role == DRAFT_ROLE for graph in bundle.manifest.graphs):
+        return None
+    config = replace(config, spins_between_runs=False)
+    return open_adaptive_session(bundle.graph(DRAFT_ROLE), config, precision=PRECISION_INT8)
+
+
+def engine_on(
+    session: Session, bundle: Bundle, context: LoadContext, *, draft: Session | None = None
+) -> GenerationEngine:
     """Return a started engine that runs on an open session. Errors as `load_engine`."""
+    if draft is not None:
+        _check_draft(draft, session, bundle)
     spec = bundle.manifest.decoder
     reads_source = spec.HasField("cross_attention")
     tokenizer = _tokenizer(bundle)
@@ -67,6 +87,7 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
         context.config(EngineConfig),
         model=bundle.ref,
         permit=context.permit,
+        draft_session=draft,
     )
     tokens = _with_encoder(decoding, bundle, context, config) if reads_source else _replayed(decoding, bundle)
     decoding.start()
@@ -74,6 +95,25 @@ def engine_on(session: Session, bundle: Bundle, context: LoadContext) -> Generat
     guidance = GuidanceCompiler(tokenizer, vocab_size=profile.vocab_size, eos_token_ids=profile.eos_token_ids)
     text = WholeTextDecoder(tokenizer) if reads_source else TextDecoder(tokenizer)
     return GenerationEngine(tokens, prompts, text, profile, config, guidance=guidance)
+
+
+def _check_draft(draft: Session, session: Session, bundle: Bundle) -> None:
+    """Refuse a graph that could not guess on the cache of the other."""
+    for kind, got, expected in (
+        ("inputs", draft.inputs, session.inputs),
+        ("outputs", draft.outputs, session.outputs),
+    ):
+        if unlike := set(_signatures(got)) ^ set(_signatures(expected)):
+            names = ", ".join(sorted({name for name, _, _ in unlike})[:5])
+            raise BadBundle(bundle.ref, detail=f"{kind} of its draft graph are not the decoder's: {names}")
+
+
+def _signatures(tensors: Sequence[TensorInfo]) -> list[tuple[str, np.dtype[Any], tuple[int | None, ...]]]:
+    """Return name, element type and shape of each; what a dynamic side is called does not matter."""
+    return [
+        (tensor.name, tensor.dtype, tuple(side if isinstance(side, int) else None for side in tensor.shape))
+        for tensor in tensors
+    ]
 
 
 def _replayed(decoding: DecodingEngine, bundle: Bundle) -> DecodingEngine:

@@ -55,6 +55,12 @@ def test_models_shows_a_bundle_whose_manifest_is_broken(run: Run, tmp_path: Path
         (["glassllm-en", "--task", "dance"], "--task: expected one of text-generation, embedding"),
         (["glassllm-en", "--name", "No Good"], "--name"),
         (["glassllm-en", "--task", "embedding"], "not supported"),
+        (["glassllm-en", "--draft", "int4"], "--draft: expected int8, got 'int4'"),
+        (
+            ["glassllm-en", "--draft", "int8", "--precision", "int8"],
+            "--draft: expected none beside --precision",
+        ),
+        (["glassllm-en", "--draft", "int8", "--task", "embedding"], "--draft: expected none for embedding"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_line_and_exit_code_1(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from aimass_serving.bundle import Bundle, read_bundle, read_manifest
 from aimass_serving.compute import ComputePermit
 from aimass_serving.errors import BadBundle, InvalidFields
 from aimass_serving.plan import LoadContext
-from aimass_serving.session import SessionConfig
-from aimass_serving.testing import write_bundle, write_manifest
+from aimass_serving.session import Session, SessionConfig, TensorInfo
+from aimass_serving.testing import FakeSession, write_bundle, write_manifest
 from tokenizers import Tokenizer, models
 
 LOGITS = hashed_logits(VOCAB_SIZE)
@@ -70,9 +71,10 @@ def bundle_of(
     return read_bundle(folder)
 
 
-def load(bundle: Bundle) -> GenerationEngine:
+def load(bundle: Bundle, *, draft: Session | None = None) -> GenerationEngine:
     context = LoadContext(SessionConfig(), ComputePermit(), (GenerationConfig(),))
-    return engine_on(FakeDecoder(LOGITS).session(), bundle, context)
+    decoder = FakeDecoder(LOGITS, gives_every_position=draft is not None)
+    return engine_on(decoder.session(), bundle, context, draft=draft)
 
 
 @pytest.fixture
@@ -135,3 +137,42 @@ def test_file_that_does_not_fit_fails_the_load(
     bundle = bundle_of(tmp_path, {**FILES, file: content})
     with pytest.raises(BadBundle, match=reason):
         load(bundle)
+
+
+LAST_IDX = TensorInfo("last_idx", np.dtype(np.int64), ("batch", "asked"))
+
+
+async def test_loaded_engine_asks_a_draft_graph_that_fits(tmp_path: Path) -> None:
+    draft = FakeSession(FakeDecoder(LOGITS), inputs=[replace(LAST_IDX, shape=("rows", "n"))])
+    engine = load(bundle_of(tmp_path), draft=draft)
+    num_runs_of_check = draft.num_runs
+    whole = await engine.complete(
+        GenerationRequest(TextPrompt("go"), stopping=StoppingOptions(ignore_eos=True))
+    )
+    assert whole.finish.usage.output_tokens == 7
+    assert draft.num_runs > num_runs_of_check == len(PROMPT)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pytest.param((), id="an input is missing"),
+        pytest.param((LAST_IDX, replace(LAST_IDX, name="adapter")), id="one too many"),
+        pytest.param((replace(LAST_IDX, dtype=np.dtype(np.int32)),), id="another element type"),
+        pytest.param((replace(LAST_IDX, shape=("batch", 1)),), id="another shape"),
+    ],
+)
+def test_a_draft_graph_of_another_signature_fails_the_load(
+    tmp_path: Path, inputs: tuple[TensorInfo, ...]
+) -> None:
+    with pytest.raises(BadBundle, match="inputs of its draft graph are not the decoder's: "):
+        load(bundle_of(tmp_path), draft=FakeSession(FakeDecoder(LOGITS), inputs=inputs))
+
+
+def test_a_draft_graph_that_does_not_run_fails_the_load(tmp_path: Path) -> None:
+    def broken(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        raise ValueError("broken")
+
+    with pytest.raises(BadBundle, match="draft graph does not run: broken"):
+        load(bundle_of(tmp_path), draft=FakeSession(broken, inputs=[LAST_IDX]))

@@ -403,9 +403,10 @@ class Graph(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Required. What the graph does: `decoder`, `encoder`, `aligner` (which source position each token looks at),
-    `detector` (a frame of audio of each of several streams), `sequence_detector` (many frames of one), `text` (symbols
-    to what is to be spoken and for how long), `flow` and `vocoder` (frames of speech to audio).
+    """Required. What the graph does: `decoder`, `draft` (guesses tokens that the decoder confirms), `encoder`, `aligner`
+    (which source position each token looks at), `detector` (a frame of audio of each of several streams),
+    `sequence_detector` (many frames of one), `text` (symbols to what is to be spoken and for how long), `flow` and
+    `vocoder` (frames of speech to audio).
     """
     file: _builtins.str
     """Required. File of the graph, relative to the bundle."""

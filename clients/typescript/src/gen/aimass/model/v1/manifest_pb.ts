@@ -261,9 +261,10 @@ export const AdapterSpecSchema: GenMessage<AdapterSpec> = /*@__PURE__*/
  */
 export type Graph = Message<"aimass.model.v1.Graph"> & {
   /**
-   * Required. What the graph does: `decoder`, `encoder`, `aligner` (which source position each token looks at),
-   * `detector` (a frame of audio of each of several streams), `sequence_detector` (many frames of one), `text` (symbols
-   * to what is to be spoken and for how long), `flow` and `vocoder` (frames of speech to audio).
+   * Required. What the graph does: `decoder`, `draft` (guesses tokens that the decoder confirms), `encoder`, `aligner`
+   * (which source position each token looks at), `detector` (a frame of audio of each of several streams),
+   * `sequence_detector` (many frames of one), `text` (symbols to what is to be spoken and for how long), `flow` and
+   * `vocoder` (frames of speech to audio).
    *
    * @generated from field: string role = 1;
    */
