@@ -30,7 +30,16 @@ from bench.texts import long_prompt_ids, prompt_ids
 from bench.workload import PREFILL, Workload
 
 TRANSFORMERS, OPTIMUM = "transformers eager fp32", "optimum ONNX Runtime fp32"
-CONTENDERS = ("served", "no-drafts", "in-process", "ctranslate2", "genai", "transformers", "optimum")
+CONTENDERS = (
+    "served",
+    "no-drafts",
+    "in-process",
+    "steps",
+    "ctranslate2",
+    "genai",
+    "transformers",
+    "optimum",
+)
 LONG_PROMPT_TOKENS = 512
 SLOW_PEER_ROUNDS = 1
 _COMPUTE_TYPES = {"fp32": "float32", "int8": "int8"}
@@ -53,6 +62,11 @@ def without_drafts(precision: str) -> str:
 def in_process(precision: str) -> str:
     """Return the name of our engine at a precision."""
     return f"aimass {precision}, in process"
+
+
+def steps(precision: str) -> str:
+    """Return the name of our engine when it guesses nothing: a step gives one token and reads one graph."""
+    return f"aimass {precision}, in process, no drafts"
 
 
 def ctranslate2(precision: str) -> str:
@@ -182,6 +196,7 @@ def makers(settings: GenerationSettings, work: Workload) -> list[Callable[[], li
         "served": (_served, wanted),
         "no-drafts": (_without_drafts, wanted),
         "in-process": (_in_process, wanted),
+        "steps": (_steps, wanted),
         "ctranslate2": (_ctranslate2, [p for p in wanted if p in _COMPUTE_TYPES]),
         "genai": (_genai, wanted),
         "transformers": (_transformers, ["fp32"]),
@@ -202,6 +217,11 @@ def _without_drafts(settings: GenerationSettings, work: Workload, precision: str
 
 def _in_process(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
     return [_ours(settings, work, precision, in_process(precision), "InProcess")]
+
+
+def _steps(settings: GenerationSettings, work: Workload, precision: str) -> list[Entry]:
+    entry = _ours(settings, work, precision, steps(precision), "InProcess")
+    return [replace(entry, config={**entry.config, "is_drafted": False})]
 
 
 def _ours(settings: GenerationSettings, work: Workload, precision: str, name: str, runner: str) -> Entry:
@@ -264,7 +284,14 @@ def ratios(precisions: Sequence[str]) -> list[Ratio]:
     fp32 = served("fp32")
     against_int8 = "quiet: 3, 3, 2.3 (GPT-2 2.1); busy 1.8; prompt above 1"
     return [
-        *([Ratio(served("int8"), fp32, "1.9, 1.4, 1.1")] if "int8" in precisions else []),
+        *(
+            [
+                Ratio(without_drafts("int8"), without_drafts("fp32"), "1.9, 1.4, 1.1"),
+                Ratio(served("int8"), fp32, ""),
+            ]
+            if "int8" in precisions
+            else []
+        ),
         Ratio(fp32, ctranslate2("fp32"), "2 (busy 1.8)"),
         Ratio(served("int8"), ctranslate2("int8"), against_int8),
         Ratio(in_process("int8"), ctranslate2("int8"), against_int8),
@@ -323,13 +350,10 @@ def _outside_graph(benchmark: Benchmark) -> Iterable[str]:
 
 
 def _roofline_table(benchmark: Benchmark, settings: GenerationSettings, roofline: Roofline) -> Table:
-    """Return how much of the memory bandwidth decoding one stream uses; prompts are left out of it.
-
-    Without drafts, so that a step gives one token and reads one graph.
-    """
+    """Return how much of the memory bandwidth decoding one stream uses; prompts are left out of it."""
     rows: list[list[str | float]] = []
     for precision in settings.precisions:
-        name = without_drafts(precision)
+        name = steps(precision)
         if name not in benchmark.candidates or "1" not in benchmark.scenarios:
             continue
         model = settings.model

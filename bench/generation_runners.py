@@ -100,7 +100,9 @@ def _timed(messages: Sequence[tuple[bytes, float]]) -> Timed:
 class InProcess:
     """The decoding engine of the same service, called in this process: the rest is gRPC and text."""
 
-    def __init__(self, *, store: str, model: str, workload: Mapping[str, Any]) -> None:
+    def __init__(
+        self, *, store: str, model: str, workload: Mapping[str, Any], is_drafted: bool = True
+    ) -> None:
         from aimass_decoding.config import EngineConfig
         from aimass_decoding.engine import DecodingEngine
         from aimass_decoding.runner import DECODER_ROLE, geometry_of
@@ -118,14 +120,15 @@ class InProcess:
         )
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)
-        config = EngineConfig(max_kept_prefixes=0)
+        drafts = {} if is_drafted else {"max_draft_tokens": 0}
+        config = EngineConfig(max_kept_prefixes=0, **drafts)
         self._engine = DecodingEngine(
             session,
             geometry,
             config,
             model=model,
             permit=ComputePermit(),
-            draft_session=open_draft_session(bundle, SessionConfig()),
+            draft_session=open_draft_session(bundle, SessionConfig()) if is_drafted else None,
         )
         self._engine.start()
 
