@@ -1,4 +1,4 @@
-"""With kernels of our own, the int8 graph of the real SmolLM2 gives a chunk the bits of its tokens one by one.
+"""With kernels of our own, int8 graphs of the real SmolLM2 give a chunk the bits of its tokens one by one.
 
 So its texts are drafted for (decisions 031 and 033), and stay what they are without drafts.
 """

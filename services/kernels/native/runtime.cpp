@@ -64,20 +64,21 @@ Shape Api::shape(const OrtValue* value) const {
   return shape;
 }
 
-int64_t KernelInfo::integer(const char* name, int64_t otherwise) const {
-  int64_t value = 0;
-  OrtStatus* missing = api_.try_call(ApiFunction::kKernelInfoGetAttributeInt64, info_, name, &value);
+template <typename Value>
+Value KernelInfo::attribute(ApiFunction getter, const char* name, Value otherwise) const {
+  Value value{};
+  OrtStatus* missing = api_.try_call(getter, info_, name, &value);
   if (missing == nullptr) return value;
   api_.release(ApiFunction::kReleaseStatus, missing);
   return otherwise;
 }
 
+int64_t KernelInfo::integer(const char* name, int64_t otherwise) const {
+  return attribute(ApiFunction::kKernelInfoGetAttributeInt64, name, otherwise);
+}
+
 float KernelInfo::real(const char* name, float otherwise) const {
-  float value = 0;
-  OrtStatus* missing = api_.try_call(ApiFunction::kKernelInfoGetAttributeFloat, info_, name, &value);
-  if (missing == nullptr) return value;
-  api_.release(ApiFunction::kReleaseStatus, missing);
-  return otherwise;
+  return attribute(ApiFunction::kKernelInfoGetAttributeFloat, name, otherwise);
 }
 
 const OrtValue* KernelInfo::constant_value(size_t index, const char* name) const {

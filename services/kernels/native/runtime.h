@@ -98,6 +98,8 @@ class KernelInfo {
 
  private:
   const OrtValue* constant_value(size_t index, const char* name) const;
+  template <typename Value>
+  Value attribute(ApiFunction getter, const char* name, Value otherwise) const;
 
   Api api_;
   const OrtKernelInfo* info_;
