@@ -27,6 +27,7 @@ _LIBRARY = Extension(
     extra_compile_args=[
         "-std=c++17",
         "-O3",
+        "-g0",
         "-fvisibility=hidden",
         "-Wno-maybe-uninitialized",  # GCC's own headers of AVX-512
         *(f"-m{name}" for name in _INSTRUCTIONS),

@@ -201,6 +201,10 @@ void attend(const AttentionGroup& group) {
   for (; row < rows.count(); ++row) mix_rows<1>(rows, row, scores, memory.totals.data());
 }
 
+void fetch_first_keys(const float* keys, size_t head_size) {
+  for (size_t tile = 0; tile < kPrefetchedTiles; ++tile) prefetch(keys + tile * kLanes * head_size, head_size);
+}
+
 void rotate(const float* head, const float* cosines, const float* sines, size_t half, size_t head_size, float scale,
             float* target) {
   for (size_t i = 0; i < half; ++i) {

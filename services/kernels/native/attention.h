@@ -24,6 +24,9 @@ struct AttentionGroup {
 
 void attend(const AttentionGroup& group);
 
+// Fetches the keys that `attend` reads first, while there is something else to do.
+void fetch_first_keys(const float* keys, size_t head_size);
+
 // Rotates the first `2 * half` values of a head by the angles of its position, halves against each other (RoFormer,
 // https://arxiv.org/abs/2104.09864, as GPT-NeoX lays it out), multiplies all by `scale`, and writes them to `target`.
 void rotate(const float* head, const float* cosines, const float* sines, size_t half, size_t head_size, float scale,

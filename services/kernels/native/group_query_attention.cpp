@@ -199,6 +199,7 @@ void GroupQueryAttention::attend_steps(const KernelContext& context, const Call&
   const size_t num_groups = call.batch * num_kv_heads_, workers = std::min(num_groups, threads_.count);
   context.parallel_for(workers, [&](size_t worker) {
     const auto [begin, end] = share(num_groups, worker, workers);
+    fetch_first_keys(call.cached_keys(begin), call.head_size);
     for (size_t group = begin; group < end; ++group) {
       const size_t row = group / num_kv_heads_, kv_head = group % num_kv_heads_;
       write_cache(call, row, kv_head);
