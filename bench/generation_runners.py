@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -120,8 +121,9 @@ class InProcess:
         )
         geometry = geometry_of(bundle.manifest.decoder)
         self._eos_ids = frozenset(bundle.manifest.decoder.eos_token_ids)
-        drafts = {} if is_drafted else {"max_draft_tokens": 0}
-        config = EngineConfig(max_kept_prefixes=0, **drafts)
+        config = EngineConfig(max_kept_prefixes=0)
+        if not is_drafted:
+            config = replace(config, max_draft_tokens=0)
         self._engine = DecodingEngine(
             session,
             geometry,

@@ -39,7 +39,7 @@ class EngineConfig:
     max_draft_tokens: int = 8
     """Most tokens that are guessed, from a text itself or by the draft graph of a bundle that has one, and
     confirmed by one run, while it runs alone. 0 turns it off; so does a graph whose numbers differ by the
-    length of a run, as those of integer graphs do."""
+    length of a run, as those of integer graphs do on the runtime's own kernels (031, 033)."""
     num_mask_threads: int = 2
     """Threads that compute which tokens guided sequences may take, while the graph runs."""
     max_mask_wait_s: float = 2.0

@@ -1,5 +1,6 @@
 #include "block_weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>

@@ -44,7 +44,6 @@ enum class ApiFunction : size_t {
   kKernelContextGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
-  kReleaseCustomOpDomain = 101,
   kGetSessionConfigEntry = 238,
   kKernelInfoGetConstantInputTensor = 249,
   kKernelContextParallelFor = 274,

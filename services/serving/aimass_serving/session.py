@@ -55,8 +55,6 @@ _SAVE_PACKED: Mapping[str, str] = {
     "optimized_model_external_initializers_file_name": "packed.onnx.data",
     "optimized_model_external_initializers_min_size_in_bytes": "1024",
 }
-
-
 _LOGGER = logging.getLogger(__name__)
 
 
